@@ -1,0 +1,300 @@
+//! The oracle: the formulas as written, f32 values, f64 sums, one loop after another.
+//!
+//! No SIMD, no threads, no unsafe, no blocking. Every other backend is tested against this one, and this one
+//! against sentence-transformers (`tests/golden.rs`).
+
+use super::{Backend, BackendOptions, Capacity};
+use crate::batch::PackedBatch;
+use crate::error::Result;
+use crate::model::{Activation, Linear, ModelDesc, Norm, Pooling, Weights};
+use std::collections::VecDeque;
+
+/// Weights as f32 vectors and the formulas over them.
+pub(super) struct Reference {
+    desc: ModelDesc,
+    max_tokens: usize,
+    word: Vec<f32>,
+    position: Vec<f32>,
+    token_type: Vec<f32>,
+    embeddings_norm: Affine,
+    layers: Vec<LayerF32>,
+    queue: VecDeque<PackedBatch>,
+}
+
+/// A matrix `[n, k]` (or a norm's weight `[n]`) and a bias `[n]`.
+struct Affine {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+struct LayerF32 {
+    query: Affine,
+    key: Affine,
+    value: Affine,
+    attention_output: Affine,
+    attention_norm: Affine,
+    intermediate: Affine,
+    output: Affine,
+    output_norm: Affine,
+}
+
+impl From<&Linear> for Affine {
+    fn from(l: &Linear) -> Self {
+        Self { weight: l.weight.to_f32(), bias: l.bias.to_f32() }
+    }
+}
+
+impl From<&Norm> for Affine {
+    fn from(n: &Norm) -> Self {
+        Self { weight: n.weight.to_f32(), bias: n.bias.to_f32() }
+    }
+}
+
+impl Reference {
+    pub(super) fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Self {
+        Self {
+            desc: desc.clone(),
+            max_tokens: options.max_tokens,
+            word: weights.word_embeddings.to_f32(),
+            position: weights.position_embeddings.to_f32(),
+            token_type: weights.token_type_embeddings.to_f32(),
+            embeddings_norm: (&weights.embeddings_norm).into(),
+            layers: weights
+                .layers
+                .iter()
+                .map(|l| LayerF32 {
+                    query: (&l.query).into(),
+                    key: (&l.key).into(),
+                    value: (&l.value).into(),
+                    attention_output: (&l.attention_output).into(),
+                    attention_norm: (&l.attention_norm).into(),
+                    intermediate: (&l.intermediate).into(),
+                    output: (&l.output).into(),
+                    output_norm: (&l.output_norm).into(),
+                })
+                .collect(),
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// The vector of one sequence.
+    fn forward(&self, ids: &[u32], type_ids: &[u32], positions: &[u32], normalize: bool) -> Vec<f32> {
+        let h = self.desc.hidden_size;
+        let row = |table: &[f32], i: u32, c: usize| table[i as usize * h + c];
+        let mut x = vec![0f32; ids.len() * h]; // [seqlen, hidden]
+        for (t, token) in x.chunks_exact_mut(h).enumerate() {
+            for (c, v) in token.iter_mut().enumerate() {
+                *v = row(&self.word, ids[t], c)
+                    + row(&self.position, positions[t], c)
+                    + row(&self.token_type, type_ids[t], c);
+            }
+        }
+        self.layernorm(&mut x, &self.embeddings_norm);
+
+        for layer in &self.layers {
+            let (q, k, v) = (linear(&x, &layer.query), linear(&x, &layer.key), linear(&x, &layer.value));
+            let context = self.attention(&q, &k, &v);
+            let mut y = linear(&context, &layer.attention_output);
+            add(&mut y, &x);
+            self.layernorm(&mut y, &layer.attention_norm);
+
+            let mut inner = linear(&y, &layer.intermediate);
+            inner.iter_mut().for_each(|v| *v = activation(self.desc.hidden_act, *v));
+            x = linear(&inner, &layer.output);
+            add(&mut x, &y);
+            self.layernorm(&mut x, &layer.output_norm);
+        }
+
+        let mut out: Vec<f32> = self.desc.pooling.iter().flat_map(|&p| pool(p, &x, h)).collect();
+        if normalize {
+            let norm = out.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt().max(1e-12);
+            out.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+        }
+        out
+    }
+
+    /// softmax(Q Kᵀ / √d) V, head by head; all three `[seqlen, hidden]`.
+    fn attention(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+        let (h, d) = (self.desc.hidden_size, self.desc.head_dim());
+        let n = q.len() / h;
+        let mut out = vec![0f32; n * h];
+        for head in 0..self.desc.num_attention_heads {
+            let at = |m: &[f32], t: usize, c: usize| f64::from(m[t * h + head * d + c]);
+            for i in 0..n {
+                let scores: Vec<f64> = (0..n)
+                    .map(|j| (0..d).map(|c| at(q, i, c) * at(k, j, c)).sum::<f64>() / (d as f64).sqrt())
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let sum: f64 = p.iter().sum();
+                for c in 0..d {
+                    let weighted: f64 = (0..n).map(|j| p[j] * at(v, j, c)).sum();
+                    out[i * h + head * d + c] = (weighted / sum) as f32;
+                }
+            }
+        }
+        out
+    }
+
+    /// Each row to mean 0 and variance 1, times weight, plus bias.
+    fn layernorm(&self, x: &mut [f32], norm: &Affine) {
+        let h = self.desc.hidden_size;
+        for row in x.chunks_exact_mut(h) {
+            let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / h as f64;
+            let var = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / h as f64;
+            let scale = 1.0 / (var + f64::from(self.desc.layer_norm_eps)).sqrt();
+            for (c, v) in row.iter_mut().enumerate() {
+                let unit = (f64::from(*v) - mean) * scale;
+                *v = (unit * f64::from(norm.weight[c]) + f64::from(norm.bias[c])) as f32;
+            }
+        }
+    }
+}
+
+/// x Wᵀ + b: `[m, k]` times `[n, k]` gives `[m, n]`.
+fn linear(x: &[f32], a: &Affine) -> Vec<f32> {
+    let n = a.bias.len();
+    let k = a.weight.len() / n;
+    let mut out = Vec::with_capacity(x.len() / k * n);
+    for row in x.chunks_exact(k) {
+        for (w, &b) in a.weight.chunks_exact(k).zip(&a.bias) {
+            let dot: f64 = row.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+            out.push((dot + f64::from(b)) as f32);
+        }
+    }
+    out
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// The element-wise function, in f64.
+pub(super) fn activation(act: Activation, x: f32) -> f32 {
+    let x = f64::from(x);
+    let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
+    (match act {
+        Activation::Gelu => 0.5 * x * erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Activation::Relu => x.max(0.0),
+        Activation::Silu => x * sigmoid(x),
+        Activation::Tanh => x.tanh(),
+    }) as f32
+}
+
+/// The complementary error function in f64: the Maclaurin series of erf below 2.5, Lentz's continued
+/// fraction above (Abramowitz & Stegun 7.1.5 and 7.1.14); relative error below 1e-13.
+pub(super) fn erfc(x: f64) -> f64 {
+    if x < 0.0 {
+        return 2.0 - erfc(-x);
+    }
+    if x < 2.5 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..100 {
+            term *= -x * x / f64::from(n);
+            let add = term / f64::from(2 * n + 1);
+            sum += add;
+            if add.abs() < 1e-17 * sum.abs() {
+                break;
+            }
+        }
+        return 1.0 - 2.0 / std::f64::consts::PI.sqrt() * sum;
+    }
+    // erfc(x) = exp(−x²)/√π · 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + …)))), from the tail up
+    let mut f = x;
+    for n in (1..=120).rev() {
+        f = x + f64::from(n) / 2.0 / f;
+    }
+    (-x * x).exp() / (std::f64::consts::PI.sqrt() * f)
+}
+
+/// One vector from the token vectors `x` `[seqlen, h]`.
+fn pool(pooling: Pooling, x: &[f32], h: usize) -> Vec<f32> {
+    let n = (x.len() / h) as f64;
+    let column = |c: usize| x.iter().skip(c).step_by(h).copied();
+    let sum = |c: usize| column(c).map(f64::from).sum::<f64>();
+    (0..h)
+        .map(|c| match pooling {
+            Pooling::Cls => x[c],
+            Pooling::Max => column(c).fold(f32::NEG_INFINITY, f32::max),
+            Pooling::Mean => (sum(c) / n) as f32,
+            Pooling::MeanSqrtLen => (sum(c) / n.sqrt()) as f32,
+        })
+        .collect()
+}
+
+impl Backend for Reference {
+    fn name(&self) -> String {
+        "reference (f64 sums, one thread)".into()
+    }
+
+    fn capacity(&self) -> Capacity {
+        let bytes = |a: &Affine| 4 * (a.weight.len() + a.bias.len());
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|l| {
+                [&l.query, &l.key, &l.value, &l.attention_output, &l.attention_norm]
+                    .into_iter()
+                    .chain([&l.intermediate, &l.output, &l.output_norm])
+                    .map(bytes)
+                    .sum::<usize>()
+            })
+            .sum();
+        let tables = 4 * (self.word.len() + self.position.len() + self.token_type.len());
+        Capacity {
+            max_tokens: self.max_tokens,
+            in_flight: 1,
+            weight_bytes: layers + tables + bytes(&self.embeddings_norm),
+            workspace_bytes: 0,
+        }
+    }
+
+    fn submit(&mut self, batch: PackedBatch) -> Result<()> {
+        self.queue.push_back(batch);
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
+        let batch = self.queue.pop_front().expect("a batch was submitted");
+        let dim = self.desc.dim();
+        assert_eq!(out.len(), batch.len() * dim, "one vector per sequence");
+        for (i, row) in out.chunks_exact_mut(dim).enumerate() {
+            let t = batch.seq(i);
+            let vector = self.forward(
+                &batch.ids[t.clone()],
+                &batch.type_ids[t.clone()],
+                &batch.positions[t],
+                batch.normalize,
+            );
+            row.copy_from_slice(&vector);
+        }
+        Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::erfc;
+
+    #[test]
+    fn erfc_matches_published_values() {
+        // Abramowitz & Stegun, table 7.1 (erf), and DLMF 7.23 for the tail
+        for (x, want) in [
+            (0.0, 1.0),
+            (0.5, 0.479_500_122_186_953_5),
+            (1.0, 0.157_299_207_050_285_13),
+            (2.0, 0.004_677_734_981_047_266),
+            (2.5, 4.069_520_174_449_59e-4),
+            (3.0, 2.209_049_699_858_544e-5),
+            (5.0, 1.537_459_794_428_035e-12),
+            (-1.0, 1.842_700_792_949_714_9),
+        ] {
+            let got = erfc(x);
+            assert!((got - want).abs() <= 1e-12 * want, "erfc({x}) = {got}, {want} published");
+        }
+    }
+}

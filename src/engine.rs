@@ -1,0 +1,577 @@
+//! Walks the rooms: texts → tokens → packed batches → backend → rows in the caller's order.
+
+use crate::backend::{self, Backend, BackendOptions, Capacity};
+use crate::batch::{PackedBatch, pack};
+use crate::error::{Error, Result};
+use crate::model::{self, ModelDesc};
+use crate::options::{Normalize, Options, Prompt};
+use crate::threads::Threads;
+use crate::tokenize::{Encoding, Tokenizer};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Tokens of one batch for each thread: enough tiles of a few hundred tokens that no thread waits for long.
+const BATCH_TOKENS_PER_THREAD: usize = 4096;
+const MIN_BATCH_TOKENS: usize = 8192;
+/// Batches' worth of text that is tokenised and sorted by length at a time.
+const WINDOW_BATCHES: usize = 4;
+/// English WordPiece has some 4.5 bytes to a token; only the size of a window hangs on this.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// A loaded model: texts in, vectors out. `Send + Sync`; a clone shares the model.
+///
+/// Calls from several threads are safe; batches are computed one after another, each on all the threads that
+/// the embedder was given.
+#[derive(Clone)]
+pub struct Embedder {
+    shared: Arc<Shared>,
+    prompt: String,
+    max_seq_length: usize,
+    normalize: Normalize,
+    truncate_dim: Option<usize>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    desc: ModelDesc,
+    parameters: usize,
+    warnings: Vec<String>,
+    tokenizer: Tokenizer,
+    threads: Threads,
+    capacity: Capacity,
+    device_name: String,
+    device: Mutex<Device>,
+}
+
+/// The backend, and the buffers that go with one batch.
+struct Device {
+    backend: Box<dyn Backend>,
+    batch: PackedBatch,
+    vectors: Vec<f32>,
+}
+
+/// How many tokens a row has, and how many of them were computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCount {
+    /// Tokens that went through the model, special tokens included.
+    pub used: usize,
+    /// Tokens of the whole text, special tokens included.
+    pub total: usize,
+}
+
+impl TokenCount {
+    /// Whether the text was longer than the limit and its end is not in the vector.
+    pub fn truncated(&self) -> bool {
+        self.used < self.total
+    }
+}
+
+/// Vectors of several texts in one buffer, `[len, dim]` row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    data: Vec<f32>,
+    dim: usize,
+    tokens: Vec<TokenCount>,
+}
+
+impl Embeddings {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Floats of one row.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The vector of text `i`.
+    ///
+    /// # Panics
+    /// If `i` is not below [`len`](Self::len).
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.dim..(i + 1) * self.dim]
+    }
+
+    /// The vectors in order.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.data.chunks_exact(self.dim)
+    }
+
+    /// All vectors end to end.
+    pub fn as_slice(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// All vectors end to end, without a copy.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.data
+    }
+
+    /// Token counts of each row.
+    pub fn tokens(&self) -> &[TokenCount] {
+        &self.tokens
+    }
+
+    /// The rows whose text was cut.
+    pub fn truncated(&self) -> impl Iterator<Item = usize> {
+        self.tokens.iter().enumerate().filter(|(_, t)| t.truncated()).map(|(i, _)| i)
+    }
+}
+
+impl Embedder {
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// Every variant of [`Error`] that is about files, options and devices; nothing is substituted for what
+    /// the model or the options ask for.
+    pub fn load(options: Options) -> Result<Self> {
+        let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
+        let model = model::open(&dir)?;
+        let desc = model.desc;
+        let tokenizer = Tokenizer::load(&model.tokenizer)?;
+
+        let max_seq_length = match options.max_seq_length {
+            Some(n) if n.get() > desc.max_position_embeddings => {
+                return Err(Error::InvalidOption {
+                    name: "max_seq_length",
+                    message: format!(
+                        "{n}: the model has {} positions (max_position_embeddings)",
+                        desc.max_position_embeddings
+                    ),
+                });
+            }
+            Some(n) => n.get(),
+            None => desc.max_seq_length,
+        };
+        let least = tokenizer.special_tokens() + 1;
+        if max_seq_length < least {
+            return Err(Error::InvalidOption {
+                name: "max_seq_length",
+                message: format!("{max_seq_length}: at least {least}, the special tokens and one more"),
+            });
+        }
+
+        let threads = Threads::new(options.threads)?;
+        let max_tokens = options
+            .batch_tokens
+            .map_or((BATCH_TOKENS_PER_THREAD * threads.count()).max(MIN_BATCH_TOKENS), |n| n.get());
+        let backend_options = BackendOptions {
+            threads: threads.clone(),
+            // one sequence of any length that the model takes must fit
+            max_tokens: max_tokens.max(desc.max_position_embeddings),
+            isa: options.isa,
+        };
+        let backend = backend::open(options.device, &desc, &model.weights, &backend_options)?;
+        let capacity = backend.capacity();
+
+        let embedder = Self {
+            prompt: String::new(),
+            max_seq_length,
+            normalize: options.normalize,
+            truncate_dim: desc.truncate_dim,
+            shared: Arc::new(Shared {
+                dir,
+                parameters: model.weights.parameters(),
+                warnings: model.warnings,
+                tokenizer,
+                threads,
+                capacity,
+                device_name: backend.name(),
+                device: Mutex::new(Device { backend, batch: PackedBatch::default(), vectors: Vec::new() }),
+                desc,
+            }),
+        };
+        let embedder = match options.truncate_dim {
+            Some(dim) => embedder.with_truncate_dim(dim.get())?,
+            None => embedder,
+        };
+        match options.prompt {
+            Prompt::Text(text) => embedder.with_prompt(text),
+            Prompt::Named(name) => embedder.with_prompt_name(&name),
+            Prompt::Default => match embedder.shared.desc.default_prompt_name.clone() {
+                Some(name) => embedder.with_prompt_name(&name),
+                None => Ok(embedder),
+            },
+        }
+    }
+
+    /// The same model with another prompt; the empty string means none. Cheap: the weights are shared.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the model leaves its prompts' tokens out of the pooling.
+    pub fn with_prompt(&self, prompt: impl Into<String>) -> Result<Self> {
+        let prompt = prompt.into();
+        if !prompt.is_empty() && !self.shared.desc.include_prompt {
+            return Err(Error::unsupported(
+                &self.shared.dir,
+                "a prompt, with include_prompt = false in the pooling module (embed without a prompt)",
+            ));
+        }
+        Ok(Self { prompt, ..self.clone() })
+    }
+
+    /// The same model with one of its own prompts. Cheap: the weights are shared.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] with the names that there are; as [`with_prompt`](Self::with_prompt).
+    pub fn with_prompt_name(&self, name: &str) -> Result<Self> {
+        let prompts = &self.shared.desc.prompts;
+        match prompts.get(name) {
+            Some(prompt) => self.with_prompt(prompt),
+            None => Err(Error::InvalidOption {
+                name: "prompt_name",
+                message: match prompts.len() {
+                    0 => format!("'{name}': the model has no prompts"),
+                    _ => {
+                        let names: Vec<_> = prompts.keys().map(String::as_str).collect();
+                        format!("'{name}': one of {}", names.join(", "))
+                    }
+                },
+            }),
+        }
+    }
+
+    /// The same model with vectors of `dim` components. Cheap: the weights are shared.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if `dim` is 0 or above the model's own.
+    pub fn with_truncate_dim(&self, dim: usize) -> Result<Self> {
+        let full = self.shared.desc.dim();
+        if dim == 0 || dim > full {
+            return Err(Error::InvalidOption {
+                name: "truncate_dim",
+                message: format!("{dim}: 1 to {full}, the model's width"),
+            });
+        }
+        Ok(Self { truncate_dim: Some(dim), ..self.clone() })
+    }
+
+    /// Floats of one vector.
+    pub fn dim(&self) -> usize {
+        self.truncate_dim.unwrap_or(self.shared.desc.dim())
+    }
+
+    /// Tokens after which a text is cut, special tokens and prompt included.
+    pub fn max_seq_length(&self) -> usize {
+        self.max_seq_length
+    }
+
+    /// The text that goes before every text.
+    pub fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    /// Whether vectors come out with L2 norm 1, up to rounding.
+    pub fn normalized(&self) -> bool {
+        match self.normalize {
+            Normalize::Model => self.shared.desc.normalize && self.dim() == self.shared.desc.dim(),
+            Normalize::Always => true,
+            Normalize::Never => false,
+        }
+    }
+
+    /// What the model directory says.
+    pub fn model(&self) -> &ModelDesc {
+        &self.shared.desc
+    }
+
+    /// The directory that the model was read from.
+    pub fn model_dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// Number of the encoder's parameters.
+    pub fn parameters(&self) -> usize {
+        self.shared.parameters
+    }
+
+    /// What was assumed where the model directory is silent, one sentence each; for the user to see.
+    pub fn warnings(&self) -> &[String] {
+        &self.shared.warnings
+    }
+
+    /// For people: `cpu avx512, 2 threads`.
+    pub fn device_name(&self) -> &str {
+        &self.shared.device_name
+    }
+
+    /// The backend's limits and memory.
+    pub fn capacity(&self) -> Capacity {
+        self.shared.capacity
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.shared.threads.count()
+    }
+
+    /// Bytes of text that keep the embedder busy in one call: enough for sorting by length to pay, small
+    /// enough that results come soon. Callers that cut a corpus into calls cut it about here.
+    pub fn window_bytes(&self) -> usize {
+        WINDOW_BATCHES * self.shared.capacity.max_tokens * BYTES_PER_TOKEN
+    }
+
+    /// The token ids of each text, as [`embed`](Self::embed) would compute them: prompt, special tokens and
+    /// truncation included.
+    ///
+    /// # Errors
+    /// [`Error::Row`] with the text that the tokenizer refuses.
+    pub fn tokenize<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Encoding>> {
+        let encodings = self.shared.threads.map(texts, |text| {
+            self.shared.tokenizer.encode(&self.prompt, text.as_ref(), self.max_seq_length)
+        });
+        encodings
+            .into_iter()
+            .enumerate()
+            .map(|(row, e)| e.map_err(|e| Error::Row { row, message: e.to_string() }))
+            .collect()
+    }
+
+    /// The vectors of texts.
+    ///
+    /// # Errors
+    /// As [`embed_into`](Self::embed_into).
+    pub fn embed<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Embeddings> {
+        let dim = self.dim();
+        let mut data = vec![0.0; texts.len() * dim];
+        let tokens = self.embed_into(texts, &mut data)?;
+        Ok(Embeddings { data, dim, tokens })
+    }
+
+    /// The vectors of texts, into the caller's buffer: `[texts.len(), dim]` row-major.
+    ///
+    /// # Errors
+    /// [`Error::BufferSize`]; [`Error::Row`] with the text that the tokenizer refuses; [`Error::NonFinite`]
+    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right.
+    pub fn embed_into<S: AsRef<str> + Sync>(&self, texts: &[S], out: &mut [f32]) -> Result<Vec<TokenCount>> {
+        let dim = self.dim();
+        check_buffer(out, texts.len(), dim)?;
+        let mut counts = Vec::with_capacity(texts.len());
+        let mut non_finite = Vec::new();
+        let mut first = 0;
+        while first < texts.len() {
+            let window = &texts[first..first + self.window_len(&texts[first..])];
+            let encodings = self.tokenize(window).map_err(|e| e.with_first_row(first))?;
+            counts.extend(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }));
+            let out = &mut out[first * dim..][..window.len() * dim];
+            let sequences = |i: usize| (&encodings[i].ids[..], &encodings[i].type_ids[..]);
+            self.run(window.len(), sequences, out, first, &mut non_finite)?;
+            first += window.len();
+        }
+        finite(non_finite)?;
+        Ok(counts)
+    }
+
+    /// The vectors of sequences that are tokenised already, special tokens included. Sequence `i` is
+    /// `ids[offsets[i]..offsets[i + 1]]`; token types are 0, positions count from 0. No prompt is added and
+    /// nothing is cut.
+    ///
+    /// # Errors
+    /// As [`embed_ids_into`](Self::embed_ids_into).
+    pub fn embed_ids(&self, ids: &[u32], offsets: &[usize]) -> Result<Embeddings> {
+        let dim = self.dim();
+        let rows = offsets.len().saturating_sub(1);
+        let mut data = vec![0.0; rows * dim];
+        self.embed_ids_into(ids, offsets, &mut data)?;
+        let tokens =
+            offsets.windows(2).map(|w| TokenCount { used: w[1] - w[0], total: w[1] - w[0] }).collect();
+        Ok(Embeddings { data, dim, tokens })
+    }
+
+    /// As [`embed_ids`](Self::embed_ids), into the caller's buffer: `[offsets.len() - 1, dim]` row-major.
+    ///
+    /// # Errors
+    /// [`Error::BufferSize`]; [`Error::Row`] if offsets do not rise, a sequence is empty or longer than the
+    /// model's positions, or an id is outside the vocabulary; [`Error::NonFinite`] as in
+    /// [`embed_into`](Self::embed_into).
+    pub fn embed_ids_into(&self, ids: &[u32], offsets: &[usize], out: &mut [f32]) -> Result<()> {
+        let desc = &self.shared.desc;
+        let rows = offsets.len().saturating_sub(1);
+        check_buffer(out, rows, self.dim())?;
+        for (row, w) in offsets.windows(2).enumerate() {
+            let refuse = |message: String| Err(Error::Row { row, message });
+            let Some(seq) = ids.get(w[0]..w[1]) else {
+                return refuse(format!("offsets {}..{} are not a range of {} ids", w[0], w[1], ids.len()));
+            };
+            if seq.is_empty() {
+                return refuse("no ids: even an empty text has its special tokens".into());
+            }
+            if seq.len() > desc.max_position_embeddings {
+                let max = desc.max_position_embeddings;
+                return refuse(format!("{} ids, the model has {max} positions", seq.len()));
+            }
+            if let Some(id) = seq.iter().find(|&&id| id as usize >= desc.vocab_size) {
+                return refuse(format!("id {id} is not below vocab_size {}", desc.vocab_size));
+            }
+        }
+        let zeros = vec![0; offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)];
+        let sequences = |i: usize| (&ids[offsets[i]..offsets[i + 1]], &zeros[..offsets[i + 1] - offsets[i]]);
+        let mut non_finite = Vec::new();
+        self.run(rows, sequences, out, 0, &mut non_finite)?;
+        finite(non_finite)
+    }
+
+    /// The vectors of a stream of texts, in order, a block at a time, in bounded memory.
+    ///
+    /// The first blocks are small, so that results come at once; later ones hold what keeps the embedder
+    /// busy. After an error the stream goes on with the texts behind the failed block.
+    ///
+    /// ```no_run
+    /// # let embedder = berthier::Embedder::load(berthier::Options::new("model"))?;
+    /// let lines = std::io::stdin().lines().map_while(Result::ok);
+    /// for block in embedder.stream(lines) {
+    ///     for vector in block?.rows() { /* … */ }
+    /// }
+    /// # Ok::<(), berthier::Error>(())
+    /// ```
+    pub fn stream<I>(&self, texts: I) -> Stream<'_, I::IntoIter>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str> + Sync,
+    {
+        Stream {
+            embedder: self,
+            texts: texts.into_iter(),
+            block: Vec::new(),
+            rows: 0,
+            bytes: FIRST_BLOCK_BYTES,
+        }
+    }
+
+    /// How many of the texts fill a window; at least one.
+    fn window_len<S: AsRef<str>>(&self, texts: &[S]) -> usize {
+        let limit = self.window_bytes();
+        let mut bytes = 0;
+        texts
+            .iter()
+            .position(|t| {
+                bytes += row_bytes(t.as_ref());
+                bytes > limit
+            })
+            .unwrap_or(texts.len())
+            .max(1)
+    }
+
+    /// Packs, computes and puts the vectors back in order. `first` is the caller's row of sequence 0.
+    fn run<'a>(
+        &self,
+        n: usize,
+        sequences: impl Fn(usize) -> (&'a [u32], &'a [u32]),
+        out: &mut [f32],
+        first: usize,
+        non_finite: &mut Vec<usize>,
+    ) -> Result<()> {
+        let (dim, full) = (self.dim(), self.shared.desc.dim());
+        let seqlens: Vec<usize> = (0..n).map(|i| sequences(i).0.len()).collect();
+        let plan = pack(&seqlens, self.shared.capacity.max_tokens);
+        for range in plan.batches {
+            let rows = &plan.order[range];
+            // a poisoned lock only says that another caller's batch failed: every batch starts afresh
+            let mut device = self.shared.device.lock().unwrap_or_else(PoisonError::into_inner);
+            let Device { backend, batch: spare, vectors } = &mut *device;
+            let mut batch = std::mem::take(spare);
+            batch.clear();
+            batch.normalize = match self.normalize {
+                Normalize::Model => self.shared.desc.normalize,
+                Normalize::Always => dim == full,
+                Normalize::Never => false,
+            };
+            for &row in rows {
+                let (ids, type_ids) = sequences(row);
+                batch.push(row, ids, type_ids);
+            }
+            vectors.resize(rows.len() * full, 0.0);
+            backend.submit(batch)?;
+            *spare = backend.collect(vectors)?;
+
+            for (vector, &row) in vectors.chunks_exact(full).zip(rows) {
+                let place = &mut out[row * dim..][..dim];
+                place.copy_from_slice(&vector[..dim]);
+                if self.normalize == Normalize::Always && dim < full {
+                    l2_normalize(place);
+                }
+                if place.iter().any(|v| !v.is_finite()) {
+                    place.fill(f32::NAN);
+                    non_finite.push(first + row);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Embedder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedder")
+            .field("model_dir", &self.shared.dir)
+            .field("device", &self.shared.device_name)
+            .field("dim", &self.dim())
+            .finish_non_exhaustive()
+    }
+}
+
+/// x / max(‖x‖₂, 1e-12), with the sum in f64.
+fn l2_normalize(x: &mut [f32]) {
+    let norm = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt().max(1e-12);
+    x.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+}
+
+/// What a text weighs in a window: even an empty one takes tokens and a vector.
+fn row_bytes(text: &str) -> usize {
+    text.len() + 2 * BYTES_PER_TOKEN
+}
+
+fn check_buffer(out: &[f32], rows: usize, dim: usize) -> Result<()> {
+    let needed = rows * dim;
+    if out.len() == needed { Ok(()) } else { Err(Error::BufferSize { found: out.len(), needed }) }
+}
+
+fn finite(mut rows: Vec<usize>) -> Result<()> {
+    rows.sort_unstable();
+    if rows.is_empty() { Ok(()) } else { Err(Error::NonFinite { rows }) }
+}
+
+/// The first block of a stream: some 20 sentences.
+const FIRST_BLOCK_BYTES: usize = 2048;
+
+/// Blocks of vectors of a stream of texts; see [`Embedder::stream`].
+#[derive(Debug)]
+pub struct Stream<'e, I: Iterator> {
+    embedder: &'e Embedder,
+    texts: I,
+    block: Vec<I::Item>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl<I> Iterator for Stream<'_, I>
+where
+    I: Iterator,
+    I::Item: AsRef<str> + Sync,
+{
+    type Item = Result<Embeddings>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.block.clear();
+        let mut bytes = 0;
+        while bytes < self.bytes
+            && let Some(text) = self.texts.next()
+        {
+            bytes += row_bytes(text.as_ref());
+            self.block.push(text);
+        }
+        if self.block.is_empty() {
+            return None;
+        }
+        self.bytes = (self.bytes * 2).min(self.embedder.window_bytes());
+        let first = self.rows;
+        self.rows += self.block.len();
+        Some(self.embedder.embed(&self.block).map_err(|e| e.with_first_row(first)))
+    }
+}

@@ -1,0 +1,3 @@
+//! The `berthier` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! BERT: `config.json` to [`ModelDesc`](super::ModelDesc), tensor names to [`Weights`](super::Weights).

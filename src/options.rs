@@ -1,0 +1,123 @@
+//! What a caller may choose when loading a model.
+
+use crate::backend::Device;
+use crate::backend::cpu::Isa;
+use std::num::NonZeroUsize;
+
+/// How to load a model. Everything but the model has a default.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub(crate) model: String,
+    pub(crate) revision: Option<String>,
+    pub(crate) device: Device,
+    pub(crate) isa: Option<Isa>,
+    pub(crate) threads: Option<NonZeroUsize>,
+    pub(crate) batch_tokens: Option<NonZeroUsize>,
+    pub(crate) max_seq_length: Option<NonZeroUsize>,
+    pub(crate) normalize: Normalize,
+    pub(crate) truncate_dim: Option<NonZeroUsize>,
+    pub(crate) prompt: Prompt,
+}
+
+/// Which text goes before every text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Prompt {
+    /// The model's default prompt, if it has one.
+    Default,
+    Named(String),
+    Text(String),
+}
+
+/// Whether vectors are divided by their L2 norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Normalize {
+    /// As the model's module chain says.
+    #[default]
+    Model,
+    /// Always, after truncation to `truncate_dim` (`normalize_embeddings=True` of sentence-transformers).
+    Always,
+    /// Never, whatever the model's chain says.
+    Never,
+}
+
+impl Options {
+    /// A directory, or the name of a model in the Hugging Face cache (see [`crate::model::locate`]).
+    pub fn new(model: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            revision: None,
+            device: Device::default(),
+            isa: None,
+            threads: None,
+            batch_tokens: None,
+            max_seq_length: None,
+            normalize: Normalize::default(),
+            truncate_dim: None,
+            prompt: Prompt::Default,
+        }
+    }
+
+    /// Branch, tag or commit of a model given by name. Default: `main`.
+    pub fn revision(mut self, revision: impl Into<String>) -> Self {
+        self.revision = Some(revision.into());
+        self
+    }
+
+    /// The device that computes. Default: the CPU. One that is absent is an error.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// The instruction set of the CPU kernels. Default: the environment variable `BERTHIER_ISA`, else the
+    /// best that the machine has. One that is absent is an error.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// Threads that compute, the caller's included. Default: those that the operating system offers.
+    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Tokens of one batch. Default: by the number of threads. The vectors do not depend on it.
+    pub fn batch_tokens(mut self, tokens: NonZeroUsize) -> Self {
+        self.batch_tokens = Some(tokens);
+        self
+    }
+
+    /// Tokens after which a text is cut, special tokens and prompt included. Default: the model's own;
+    /// at most the rows of its position table.
+    pub fn max_seq_length(mut self, tokens: NonZeroUsize) -> Self {
+        self.max_seq_length = Some(tokens);
+        self
+    }
+
+    /// Whether vectors are normalised. Default: as the model says.
+    pub fn normalize(mut self, normalize: Normalize) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
+    /// Keeps the first `dim` components of each vector (Matryoshka models). As in sentence-transformers,
+    /// the shortened vector is not of unit length unless [`Normalize::Always`] is asked for.
+    pub fn truncate_dim(mut self, dim: NonZeroUsize) -> Self {
+        self.truncate_dim = Some(dim);
+        self
+    }
+
+    /// Text that goes before every text, joined without a separator. The empty string means none, also
+    /// where the model has a default prompt.
+    pub fn prompt(mut self, prompt: impl Into<String>) -> Self {
+        self.prompt = Prompt::Text(prompt.into());
+        self
+    }
+
+    /// One of the model's own prompts, by name.
+    pub fn prompt_name(mut self, name: impl Into<String>) -> Self {
+        self.prompt = Prompt::Named(name.into());
+        self
+    }
+}
