@@ -59,6 +59,25 @@ struct Remote {
     sha256: Option<String>,
 }
 
+/// Why there is no model from the hub.
+struct Refusal {
+    /// The hub does not know the name, or says so: another name may do.
+    absent: bool,
+    reason: String,
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { absent: false, reason }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
 impl Hub {
     /// The environment variables of `huggingface_hub` hold.
     pub(super) fn new(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
@@ -95,16 +114,38 @@ impl Hub {
         }
     }
 
-    /// Brings the files that a sentence model needs into the cache; the snapshot's directory.
+    /// Brings the files that a sentence model needs into the cache; the snapshot's directory. The first of
+    /// `repos` that the hub has is taken.
     pub(super) fn fetch(
+        &self,
+        repos: &[String],
+        revision: &str,
+        notify: &mut dyn FnMut(&str),
+    ) -> Result<PathBuf, String> {
+        let mut reasons = Vec::new();
+        for repo in repos {
+            match self.fetch_repo(repo, revision, notify) {
+                Ok(dir) => return Ok(dir),
+                Err(refusal) => {
+                    reasons.push(refusal.reason);
+                    if !refusal.absent {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    fn fetch_repo(
         &self,
         repo: &str,
         revision: &str,
         notify: &mut dyn FnMut(&str),
-    ) -> Result<PathBuf, String> {
+    ) -> Result<PathBuf, Refusal> {
         let cache = self.cache.as_deref().ok_or("no home directory to keep it in (set HF_HUB_CACHE)")?;
         if !is_plain(revision) {
-            return Err(format!("'{revision}' is not a branch, tag or commit"));
+            return Err(format!("'{revision}' is not a branch, tag or commit").into());
         }
         let url = format!(
             "{}/api/models/{repo}/revision/{}?blobs=true",
@@ -135,7 +176,8 @@ impl Hub {
         if !wanted.iter().any(|r| r.path.ends_with(".safetensors")) {
             return Err(format!(
                 "{repo} has no {WEIGHTS} in this revision (convert its weights and use --model DIR)"
-            ));
+            )
+            .into());
         }
         let bytes: u64 = wanted.iter().filter_map(|r| r.size).sum();
         notify(&format!("fetching {repo} from {} ({} MB)", self.endpoint, bytes.div_ceil(1_000_000)));
@@ -190,7 +232,7 @@ impl Hub {
         let mut done = 0;
         let mut broken = String::new();
         for _ in 0..ATTEMPTS {
-            let response = self.get(url, repo, commit, done)?;
+            let response = self.get(url, repo, commit, done).map_err(|refusal| refusal.reason)?;
             if done > 0 && response.status() != 206 {
                 // no ranges here: from the beginning
                 file = File::create(part).map_err(|e| format!("{}: {e}", part.display()))?;
@@ -217,7 +259,7 @@ impl Hub {
         repo: &str,
         revision: &str,
         from: u64,
-    ) -> Result<ureq::http::Response<ureq::Body>, String> {
+    ) -> Result<ureq::http::Response<ureq::Body>, Refusal> {
         let mut request = self.agent.get(url);
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
@@ -227,19 +269,19 @@ impl Hub {
         }
         let response = request.call().map_err(|e| format!("{}: {e}", self.endpoint))?;
         let page = format!("{}/{repo}", self.endpoint);
-        match (response.status().as_u16(), &self.token) {
-            (200..=299, _) => Ok(response),
+        let status = response.status().as_u16();
+        let reason = match (status, &self.token) {
+            (200..=299, _) => return Ok(response),
             // the hub says 401 of a name that does not exist, too, to those without a token
-            (401, None) => {
-                Err(format!("{page}: 401: no such model, or a private or gated one: set HF_TOKEN"))
+            (401, None) => format!("{page}: 401: no such model, or a private or gated one: set HF_TOKEN"),
+            (401, Some(_)) => format!("{page}: 401: no such model, or HF_TOKEN is not valid for it"),
+            (403, _) => {
+                format!("{page}: 403: gated: accept its terms on that page and set HF_TOKEN to your token")
             }
-            (401, Some(_)) => Err(format!("{page}: 401: no such model, or HF_TOKEN is not valid for it")),
-            (403, _) => Err(format!(
-                "{page}: 403: gated: accept its terms on that page and set HF_TOKEN to your token"
-            )),
-            (404, _) => Err(format!("{page}: 404: no such model, or no revision '{revision}'")),
-            (status, _) => Err(format!("{url}: HTTP status {status}")),
-        }
+            (404, _) => format!("{page}: 404: no such model, or no revision '{revision}'"),
+            (status, _) => format!("{url}: HTTP status {status}"),
+        };
+        Err(Refusal { absent: matches!(status, 401 | 404), reason })
     }
 }
 

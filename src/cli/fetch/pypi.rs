@@ -83,7 +83,7 @@ impl Package {
             let (from, to) = (package.join(file), staged.join(file));
             let found = sha256(&from).map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => format!("the package has no {}/{file}", self.model_dir),
-                _ => format!("{}: {e}", from.display()),
+                kind => format!("{}: {kind}", from.display()),
             })?;
             if found != *expected {
                 return Err(format!(

@@ -164,13 +164,14 @@ fn scratch_of_killed_runs_is_swept_and_of_running_ones_kept() {
 
 #[test]
 fn names_and_paths_are_told_apart() {
-    let full = |name: &str| repo_id(name).unwrap();
+    let full = |name: &str| repo_ids(name).join(" ");
     assert_eq!(full("BAAI/bge-small-en-v1.5"), "BAAI/bge-small-en-v1.5");
-    assert_eq!(full("all-MiniLM-L6-v2"), DEFAULT_MODEL);
-    for path in
-        ["./model", "/model", "../a", "a/b/c", "a/", "", "a b", ".hidden", "~/m", "a\\b", "a/..", "x/a..b"]
-    {
-        assert_eq!(repo_id(path), None, "{path}");
+    assert_eq!(full("all-MiniLM-L6-v2"), format!("{DEFAULT_MODEL} all-MiniLM-L6-v2"));
+    for path in [
+        "./model", "/model", "../a", "a/b/c", "a/", "", "a b", ".hidden", "~/m", "a\\b", "a/..", "x/a..b",
+        "a--b",
+    ] {
+        assert!(repo_ids(path).is_empty(), "{path}");
     }
 }
 
@@ -354,7 +355,7 @@ mod hub {
         let (repo, endpoint) = repo.serve();
         let mut all = vec![("HF_ENDPOINT", &*endpoint), ("HF_HUB_CACHE", cache.path().to_str().unwrap())];
         all.extend_from_slice(vars);
-        let result = places(&all).hub.fetch("org/name", "main", &mut |_| {});
+        let result = places(&all).hub.fetch(&["org/name".into()], "main", &mut |_| {});
         (result, cache, repo)
     }
 
@@ -440,6 +441,18 @@ mod hub {
     }
 
     #[test]
+    fn second_name_is_asked_for_if_the_first_is_absent_and_not_if_the_hub_is() {
+        let cache = TempDir::new().unwrap();
+        let (repo, endpoint) = Repo::new().serve();
+        let names = ["sentence-transformers/name".into(), "org/name".into()];
+        let vars = |endpoint| [("HF_ENDPOINT", endpoint), ("HF_HUB_CACHE", cache.path().to_str().unwrap())];
+        places(&vars(&endpoint)).hub.fetch(&names, "main", &mut |_| {}).unwrap();
+        assert!(repo.requests.lock().unwrap()[0].contains("/sentence-transformers/name/"));
+        let error = places(&vars("http://127.0.0.1:1")).hub.fetch(&names, "main", &mut |_| {}).unwrap_err();
+        assert_eq!(error.matches("http://127.0.0.1:1").count(), 1, "{error}");
+    }
+
+    #[test]
     fn token_of_the_environment_or_the_file_is_sent() {
         let home = TempDir::new().unwrap();
         fs::write(home.path().join("token"), "hf_file\n").unwrap();
@@ -485,13 +498,14 @@ mod hub {
     fn unreachable_hub_is_named() {
         let cache = TempDir::new().unwrap();
         let vars = [("HF_ENDPOINT", "http://127.0.0.1:1"), ("HF_HUB_CACHE", cache.path().to_str().unwrap())];
-        let error = places(&vars).hub.fetch("org/name", "main", &mut |_| {}).unwrap_err();
+        let error = places(&vars).hub.fetch(&["org/name".into()], "main", &mut |_| {}).unwrap_err();
         assert!(error.starts_with("http://127.0.0.1:1: "), "{error}");
     }
 
     #[test]
     fn revision_that_is_a_path_is_refused() {
-        let error = places(&[("HOME", "/h")]).hub.fetch("org/name", "../../x", &mut |_| {}).unwrap_err();
+        let error =
+            places(&[("HOME", "/h")]).hub.fetch(&["org/name".into()], "../../x", &mut |_| {}).unwrap_err();
         assert!(error.contains("'../../x' is not a branch"), "{error}");
     }
 }
