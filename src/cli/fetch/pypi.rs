@@ -81,10 +81,10 @@ impl Package {
         let place = |e: io::Error| format!("{}: {e}", staged.display());
         for (file, expected) in self.files {
             let (from, to) = (package.join(file), staged.join(file));
-            let found = sha256(&from).map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => format!("the package has no {}/{file}", self.model_dir),
-                kind => format!("{}: {kind}", from.display()),
-            })?;
+            if !from.is_file() {
+                return Err(format!("the package has no {}/{file}", self.model_dir));
+            }
+            let found = sha256(&from).map_err(|e| format!("{}: {e}", from.display()))?;
             if found != *expected {
                 return Err(format!(
                     "{file} has SHA-256 {found}, {expected} needed: the index serves another file, nothing was kept"
