@@ -219,22 +219,9 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
     }
 
-    /// Every text of the goldens, and all of them joined in one.
-    fn texts() -> Vec<String> {
-        let golden: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(fixtures().join("minilm/golden.json")).unwrap()).unwrap();
-        let tiny: Vec<String> =
-            serde_json::from_slice(&std::fs::read(fixtures().join("tiny_texts.json")).unwrap()).unwrap();
-        let rows = golden["rows"].as_array().unwrap();
-        let mut texts: Vec<String> =
-            rows.iter().map(|r| r["text"].as_str().unwrap().to_owned()).chain(tiny).collect();
-        texts.push(texts.concat());
-        texts
-    }
-
     #[test]
     fn pieces_are_the_text() {
-        for text in texts() {
+        for text in config::fixture_texts(&fixtures()) {
             for bytes in [0, 1, 2, 7, 100, usize::MAX] {
                 assert_eq!(pieces(&text, bytes).collect::<String>(), text);
                 assert!(pieces(&text, bytes).skip(1).all(|p| p.starts_with([' ', '\n'])));
@@ -257,7 +244,7 @@ mod tests {
             let dir = fixtures().join("tokenizers").join(name);
             let (tokenizer, _) = build(config::read(&dir).unwrap(), false, 1000).unwrap();
             assert!(tokenizer.cut_at_spaces, "{name}");
-            for text in texts() {
+            for text in config::fixture_texts(&fixtures()) {
                 let whole = tokenizer.ids_in_pieces(&text, usize::MAX).unwrap();
                 for bytes in [0, 100] {
                     let pieces = tokenizer.ids_in_pieces(&text, bytes).unwrap();
