@@ -479,3 +479,18 @@ fn shown(value: &Value) -> String {
         None => text,
     }
 }
+
+/// For tests: every text of the goldens, and all of them joined in one.
+#[cfg(test)]
+pub(super) fn fixture_texts(fixtures: &Path) -> Vec<String> {
+    let read = |name: &str| -> Value {
+        let path = fixtures.join(name);
+        parse(&path, &std::fs::read(&path).unwrap()).unwrap()
+    };
+    let (golden, tiny) = (read("minilm/golden.json"), read("tiny_texts.json"));
+    let rows = golden["rows"].as_array().unwrap().iter().map(|row| &row["text"]);
+    let mut texts: Vec<String> =
+        rows.chain(tiny.as_array().unwrap()).map(|text| text.as_str().unwrap().to_owned()).collect();
+    texts.push(texts.concat());
+    texts
+}

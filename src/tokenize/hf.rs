@@ -13,19 +13,60 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
+/// Long texts are tokenised in pieces of about this size: the crate takes 100 to 450 bytes of memory for a byte
+/// of text.
+const PIECE_BYTES: usize = 1 << 16;
+
 /// Text to ids, without special tokens around it and without a limit.
 #[derive(Debug)]
 pub(super) struct TextTokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    /// Whether a text may be cut before a space without a change of its tokens.
+    cut_at_spaces: bool,
 }
 
 impl TextTokenizer {
-    /// The tokens of a whole text.
-    pub(super) fn tokens(&self, text: &str) -> Result<tokenizers::Encoding> {
-        // the fast form: no offsets into the text
-        self.inner.encode_fast(text, false).map_err(|e| refused(&self.path, e))
+    /// The ids of a whole text.
+    pub(super) fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids_in_pieces(text, if self.cut_at_spaces { PIECE_BYTES } else { usize::MAX })
     }
+
+    fn ids_in_pieces(&self, text: &str, bytes: usize) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for piece in pieces(text, bytes) {
+            // the fast form: no offsets into the text
+            let tokens = self.inner.encode_fast(piece, false).map_err(|e| refused(&self.path, e))?;
+            ids.extend_from_slice(tokens.get_ids());
+        }
+        Ok(ids)
+    }
+}
+
+/// Cuts a text into pieces of at least `bytes` bytes, but for the last; each cut is before a space or newline.
+fn pieces(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let least = bytes.max(1); // a piece may start with a space, and must not be empty
+        let end = match rest.as_bytes().get(least..) {
+            None => rest.len(),
+            Some(tail) => {
+                tail.iter().position(|b| matches!(b, b' ' | b'\n')).map_or(rest.len(), |i| least + i)
+            }
+        };
+        let (piece, tail) = rest.split_at(end);
+        rest = tail;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Whether a space always parts tokens, and the parts know nothing of each other.
+///
+/// BERT's normalisation maps characters one by one, but for the order of combining marks, which does not cross
+/// a space; its pre-tokenizer drops spaces and splits there. An added token must not reach across: those with a
+/// space in them would, and so would those that are normalised to something with spaces (CJK).
+fn parts_at_spaces(added: &[AddedToken]) -> bool {
+    added.iter().all(|t| t.content.bytes().all(|b| b.is_ascii_graphic()))
 }
 
 /// Builds what the files describe. `lowercase_first` is the `do_lower_case` of the transformer module, which
@@ -38,6 +79,10 @@ pub(super) fn build(
     let path = recipe.path;
     let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
 
+    let cut_at_spaces = match &recipe.kind {
+        Kind::Unchanged { .. } => false,
+        Kind::Bert(_) => parts_at_spaces(&recipe.added),
+    };
     let (mut inner, bert) = match recipe.kind {
         Kind::Unchanged { json } => {
             (tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(&path, e))?, None)
@@ -83,7 +128,7 @@ pub(super) fn build(
                  (vocab_size in config.json)"
             )))
         }
-        Some(_) => Ok((TextTokenizer { inner, path }, template)),
+        Some(_) => Ok((TextTokenizer { inner, path, cut_at_spaces }, template)),
         None => Err(fail("the vocabulary is empty".into())),
     }
 }
@@ -163,4 +208,66 @@ fn template(inner: &tokenizers::Tokenizer) -> std::result::Result<Template, Stri
 
 fn refused(path: &Path, e: tokenizers::Error) -> Error {
     Error::Tokenizer { path: path.into(), message: e.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenize::config;
+
+    fn fixtures() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    }
+
+    #[test]
+    fn pieces_are_the_text() {
+        for text in config::fixture_texts(&fixtures()) {
+            for bytes in [0, 1, 2, 7, 100, usize::MAX] {
+                assert_eq!(pieces(&text, bytes).collect::<String>(), text);
+                assert!(pieces(&text, bytes).skip(1).all(|p| p.starts_with([' ', '\n'])));
+            }
+        }
+        assert_eq!(pieces("  a b", 0).collect::<Vec<_>>(), [" ", " a", " b"]);
+        assert_eq!(pieces("", 0).count(), 0);
+    }
+
+    #[test]
+    fn unchanged_files_are_not_cut() {
+        let recipe = config::read(&fixtures().join("tokenizers/unchanged-fast")).unwrap();
+        assert!(!build(recipe, false, 1000).unwrap().0.cut_at_spaces);
+    }
+
+    #[test]
+    fn ids_in_pieces_match_whole() {
+        let variants = ["plain", "config-cased", "config-keeps-accents", "config-no-chinese", "added-tokens"];
+        for name in variants {
+            let dir = fixtures().join("tokenizers").join(name);
+            let (tokenizer, _) = build(config::read(&dir).unwrap(), false, 1000).unwrap();
+            assert!(tokenizer.cut_at_spaces, "{name}");
+            for text in config::fixture_texts(&fixtures()) {
+                let whole = tokenizer.ids_in_pieces(&text, usize::MAX).unwrap();
+                for bytes in [0, 100] {
+                    let pieces = tokenizer.ids_in_pieces(&text, bytes).unwrap();
+                    assert!(pieces == whole, "{name}: {bytes}: {text:.200?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn added_tokens_with_spaces_forbid_pieces() {
+        let token = |content: &str| AddedToken {
+            id: None,
+            content: content.into(),
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: true,
+            special: false,
+        };
+        assert!(parts_at_spaces(&[token("[SEP]"), token("<new>")]));
+        for content in ["new york", "中", "a\u{a0}b"] {
+            assert!(!parts_at_spaces(&[token(content)]), "{content}");
+        }
+    }
 }

@@ -86,12 +86,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the tokenizer refuses the text.
     pub fn encode(&self, prompt: &str, text: &str, max_seq_length: usize) -> Result<Encoding> {
-        let tokens = if prompt.is_empty() {
-            self.text.tokens(text)?
-        } else {
-            self.text.tokens(&[prompt, text].concat())?
-        };
-        let content = tokens.get_ids();
+        let content =
+            if prompt.is_empty() { self.text.ids(text)? } else { self.text.ids(&[prompt, text].concat())? };
         let total_tokens = content.len() + self.special_tokens();
         let keep = content.len().min(max_seq_length.saturating_sub(self.special_tokens()));
         let content = match self.cut {

@@ -1,5 +1,7 @@
 //! Reads what `tools/fixtures.py` wrote.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! Where all-MiniLM-L6-v2 is, for the tests that need the real model.
 
+#![allow(clippy::print_stderr, reason = "a test that skips says so")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
