@@ -1,3 +1,7 @@
 //! The `berthier` command.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
