@@ -1,5 +1,6 @@
 //! The command's flags and their help.
 
+use super::bench::BenchArgs;
 use super::input::Format as InputFormat;
 use super::output::{Dtype, Format as OutputFormat};
 use super::report::Failure;
@@ -36,7 +37,8 @@ pub(crate) enum Command {
     Embed(EmbedArgs),
     /// What a model and this machine are
     Info(InfoArgs),
-    // `bench` has its place here, and an arm in `cli::main`
+    /// How fast a model is on this machine
+    Bench(BenchCommand),
 }
 
 /// Which model, and on what it runs.
@@ -223,6 +225,14 @@ pub(crate) struct InfoArgs {
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchCommand {
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 }

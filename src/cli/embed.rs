@@ -1,13 +1,13 @@
 //! `berthier embed`: a reading thread, the computation on this one, a writing thread.
 
-use super::args::{EmbedArgs, ModelArgs, OnError, OnTruncate};
+use super::args::{EmbedArgs, OnError, OnTruncate};
 use super::compute::{Limits, compute};
 use super::input::{Block, Fields, Inputs, Message};
 use super::journal::{Counts, Fingerprint};
 use super::output::{Claim, Computed, Dtype, Plan, Target, Writer};
 use super::provenance;
 use super::report::{Failure, Report, Speed, counted, grouped, print};
-use super::{Outcome, fetch};
+use super::{Outcome, resolve};
 use berthier::Embedder;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,8 +95,7 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<Outcome, Failure> {
 }
 
 fn load(args: &EmbedArgs, report: &Report) -> Result<Embedder, Failure> {
-    let ModelArgs { model, revision, .. } = &args.model;
-    let dir = fetch::resolve(model.as_deref(), revision.as_deref()).map_err(|e| Failure::chain(&e))?;
+    let dir = resolve(&args.model, report)?;
     let embedder = Embedder::load(args.options(&dir)?)?;
     for warning in embedder.warnings() {
         report.warn(warning);

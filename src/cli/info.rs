@@ -2,7 +2,7 @@
 
 use super::args::InfoArgs;
 use super::report::{Failure, Report, grouped, print};
-use super::{Outcome, fetch};
+use super::{Outcome, resolve};
 use berthier::Embedder;
 use berthier::backend::cpu::Isa;
 use serde_json::{Value, json};
@@ -10,11 +10,11 @@ use std::fmt::Write;
 
 /// Runs the command.
 pub(crate) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
-    let model = args.model.model.as_deref();
-    let dir = fetch::resolve(model, args.model.revision.as_deref()).map_err(|e| Failure::chain(&e))?;
+    let report = Report::new(false);
+    let dir = resolve(&args.model, &report)?;
     let embedder = Embedder::load(args.model.options(&dir)?)?;
     for warning in embedder.warnings() {
-        Report::new(false).warn(warning);
+        report.warn(warning);
     }
     let dtypes = berthier::model::open(&dir)?.weights;
     let mut dtypes: Vec<_> = dtypes.tensors().map(|t| format!("{:?}", t.dtype()).to_lowercase()).collect();

@@ -4,6 +4,7 @@
 //! a signal. A reader of stdout that goes away ends the command quietly with 0.
 
 mod args;
+mod bench;
 mod compute;
 mod embed;
 mod fetch;
@@ -14,10 +15,14 @@ mod output;
 mod provenance;
 mod report;
 
-use args::{Args, Command};
+use args::{Args, BenchCommand, Command, ModelArgs};
+use bench::BenchError;
+use berthier::Embedder;
 use clap::Parser;
-use report::Failure;
+use report::{Failure, Report};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// How a command that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +39,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match &args.command {
         Command::Embed(args) => embed::run(args),
         Command::Info(args) => info::run(args),
+        Command::Bench(args) => measure(args),
     };
     match result {
         Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
@@ -46,5 +52,25 @@ pub(crate) fn main() -> ExitCode {
             report::say("interrupted", &message);
             ExitCode::from(130)
         }
+    }
+}
+
+/// The directory of the model that was asked for, fetched if need be.
+fn resolve(args: &ModelArgs, report: &Report) -> Result<PathBuf, Failure> {
+    let mut notify = |message: &str| report.note(message);
+    fetch::resolve(args.model.as_deref(), args.revision.as_deref(), &mut notify)
+        .map_err(|e| Failure::chain(&e))
+}
+
+/// Loads a model and lets `bench` measure it.
+fn measure(args: &BenchCommand) -> Result<Outcome, Failure> {
+    let dir = resolve(&args.model, &Report::new(false))?;
+    let clock = Instant::now();
+    let embedder = Embedder::load(args.model.options(&dir)?)?;
+    let load_seconds = clock.elapsed().as_secs_f64();
+    match bench::run(&args.bench, &embedder, load_seconds, &mut std::io::stdout().lock()) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(BenchError::Write(e)) => Err(Failure::stream("standard output", &e)),
+        Err(e) => Err(Failure::chain(&e)),
     }
 }

@@ -1,0 +1,92 @@
+//! What a measurement ran on, and the CPU time that it took.
+
+use std::fs;
+
+/// The kernel's unit of CPU time towards programs (`USER_HZ`): 100 on every Linux architecture but Alpha.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The machine, as far as it tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Machine {
+    pub(crate) cpu: Option<String>,
+    /// Logical processors that this process may use.
+    pub(crate) processors: usize,
+    pub(crate) os: &'static str,
+    pub(crate) arch: &'static str,
+}
+
+impl Machine {
+    pub(crate) fn this() -> Self {
+        Self {
+            cpu: fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| cpu_name(&text)),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+        }
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "cpu": self.cpu, "processors": self.processors, "os": self.os, "arch": self.arch,
+        })
+    }
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cpu = self.cpu.as_deref().unwrap_or("unknown CPU");
+        write!(f, "{cpu}, {} processors, {} {}", self.processors, self.os, self.arch)
+    }
+}
+
+fn cpu_name(cpuinfo: &str) -> Option<String> {
+    let value = |key| {
+        cpuinfo.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            (found.trim() == key && !value.trim().is_empty()).then(|| value.trim().to_owned())
+        })
+    };
+    value("model name").or_else(|| value("Model"))
+}
+
+/// Seconds of CPU time that this process has used on all threads, in the system too; in steps of 10 ms.
+/// `None` where the system does not say.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    parse_stat(&fs::read_to_string("/proc/self/stat").ok()?)
+}
+
+fn parse_stat(stat: &str) -> Option<f64> {
+    // the program's name, in parentheses, may hold anything; utime and stime are fields 14 and 15
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace().skip(11);
+    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((user + system) / TICKS_PER_SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_name_is_that_of_the_first_processor() {
+        let x86 = "processor\t: 0\nmodel name\t: Xeon: a\nmodel name\t: b\n";
+        assert_eq!(cpu_name(x86).as_deref(), Some("Xeon: a"));
+        assert_eq!(cpu_name("processor\t: 0\nModel\t\t: Raspberry\n").as_deref(), Some("Raspberry"));
+        assert_eq!(cpu_name("model name\t:\n"), None);
+    }
+
+    #[test]
+    fn cpu_time_is_read_behind_a_name_with_parentheses() {
+        let stat = "1 (a) b)) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0";
+        assert_eq!(parse_stat(stat), Some(3.0));
+        assert_eq!(parse_stat("1 (a) S 1"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn cpu_time_of_this_process_grows_with_work() {
+        let (start, clock) = (cpu_seconds().unwrap(), std::time::Instant::now());
+        while cpu_seconds().unwrap() < start + 0.05 {
+            assert!(clock.elapsed().as_secs() < 30, "busy for 30 s and no CPU time counted");
+        }
+    }
+}
