@@ -10,6 +10,7 @@ use std::path::PathBuf;
 mod bert;
 mod checkpoint;
 mod config;
+mod json;
 pub mod locate;
 mod weights;
 
