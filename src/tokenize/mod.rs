@@ -1,8 +1,15 @@
 //! Text to token ids, as the reference's tokenizer does it.
 //!
 //! Knows tokenizer files and the sentence-transformers truncation rule; knows nothing of weights or batches.
+//!
+//! `tokenizer.json` alone is not the truth: for the tokenizers of the BERT kind, `tokenizer_config.json` says
+//! how text is normalised, and special tokens come from up to four files. `config` reads the files and settles
+//! which of them wins, `hf` builds the tokenizer from that.
 
-use crate::error::{Error, Result};
+mod config;
+mod hf;
+
+use crate::error::Result;
 use crate::model::TokenizerDesc;
 
 /// The token ids of one text, special tokens included, cut to the limit. Never padded.
@@ -25,28 +32,82 @@ impl Encoding {
 
 /// A model's tokenizer. Shared by threads.
 #[derive(Debug)]
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    text: hf::TextTokenizer,
+    template: Template,
+    cut: Side,
+}
+
+/// The special tokens around a text, as (id, type).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Template {
+    prefix: Vec<(u32, u32)>,
+    /// Type of the text's own tokens.
+    type_id: u32,
+    suffix: Vec<(u32, u32)>,
+}
+
+/// The end of a long text at which tokens are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
 
 impl Tokenizer {
     /// Builds the tokenizer from `tokenizer.json` or `vocab.txt`, with what `tokenizer_config.json` overrides.
     ///
     /// # Errors
-    /// [`Error::MissingFile`], [`Error::Config`] or [`Error::Tokenizer`], naming the file.
+    /// [`Error::MissingFile`], [`Error::Io`], [`Error::Config`] or [`Error::Tokenizer`], naming the file;
+    /// [`Error::Unsupported`] for tokenizer classes that transformers rebuilds in a way not written here yet.
+    ///
+    /// [`Error::MissingFile`]: crate::Error::MissingFile
+    /// [`Error::Io`]: crate::Error::Io
+    /// [`Error::Config`]: crate::Error::Config
+    /// [`Error::Tokenizer`]: crate::Error::Tokenizer
+    /// [`Error::Unsupported`]: crate::Error::Unsupported
     pub fn load(desc: &TokenizerDesc) -> Result<Self> {
-        Err(Error::unsupported(&desc.dir, "nothing yet"))
+        let recipe = config::read(&desc.dir)?;
+        let cut = recipe.cut;
+        let (text, template) = hf::build(recipe, desc.do_lower_case, desc.vocab_size)?;
+        Ok(Self { text, template, cut })
     }
 
     /// Special tokens that every text gets: 2 for BERT (`[CLS]`, `[SEP]`).
     pub fn special_tokens(&self) -> usize {
-        2
+        self.template.prefix.len() + self.template.suffix.len()
     }
 
     /// Encodes `prompt` + `text` and cuts the result to `max_seq_length` tokens, special tokens included.
     ///
+    /// The whole text is tokenised and its tokens are cut, as the reference does it: a cut in the characters
+    /// would not give the same tokens. A limit below [`special_tokens`](Self::special_tokens) leaves those.
+    ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the tokenizer refuses the text.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the tokenizer refuses the text.
     pub fn encode(&self, prompt: &str, text: &str, max_seq_length: usize) -> Result<Encoding> {
-        let _ = (prompt, text, max_seq_length);
-        Ok(Encoding::default())
+        let tokens = if prompt.is_empty() {
+            self.text.tokens(text)?
+        } else {
+            self.text.tokens(&[prompt, text].concat())?
+        };
+        let content = tokens.get_ids();
+        let total_tokens = content.len() + self.special_tokens();
+        let keep = content.len().min(max_seq_length.saturating_sub(self.special_tokens()));
+        let content = match self.cut {
+            Side::Right => &content[..keep],
+            Side::Left => &content[content.len() - keep..],
+        };
+
+        let Template { prefix, type_id, suffix } = &self.template;
+        let mut ids = Vec::with_capacity(keep + self.special_tokens());
+        ids.extend(prefix.iter().map(|t| t.0));
+        ids.extend_from_slice(content);
+        ids.extend(suffix.iter().map(|t| t.0));
+        let mut type_ids = Vec::with_capacity(ids.len());
+        type_ids.extend(prefix.iter().map(|t| t.1));
+        type_ids.extend(std::iter::repeat_n(*type_id, keep));
+        type_ids.extend(suffix.iter().map(|t| t.1));
+        Ok(Encoding { ids, type_ids, total_tokens })
     }
 }

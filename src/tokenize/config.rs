@@ -1,0 +1,481 @@
+//! The tokenizer's files, and which of them wins (rules 12 to 23 of `docs/loading.md`).
+//!
+//! The reference is transformers 5: it rebuilds the tokenizers of the BERT kind from `tokenizer_config.json`,
+//! taking no more than vocabulary, added tokens and truncation side from `tokenizer.json`. Knows files; knows
+//! nothing of how the tokenizer is built.
+
+use super::Side;
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Classes that transformers builds as BERT's, whatever `tokenizer.json` says of normalisation.
+const BERT_CLASSES: [&str; 6] = [
+    "BertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "LayoutLMTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+];
+/// Classes for which `tokenizer.json` is used as it is.
+const UNCHANGED_CLASSES: [&str; 3] = ["PreTrainedTokenizer", "PythonBackend", "TokenizersBackend"];
+
+/// Keys of the special tokens, in the order in which the reference adds those that are not there.
+const SPECIAL_KEYS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Special tokens of the BERT classes where no file names them.
+const BERT_SPECIALS: [(&str, &str); 5] = [
+    ("unk_token", "[UNK]"),
+    ("sep_token", "[SEP]"),
+    ("pad_token", "[PAD]"),
+    ("cls_token", "[CLS]"),
+    ("mask_token", "[MASK]"),
+];
+
+/// What a tokenizer is built from.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    /// The file to name when the tokenizer cannot be built.
+    pub(super) path: PathBuf,
+    pub(super) kind: Kind,
+    /// Tokens to add, in this order; those that are there already only change their flags.
+    pub(super) added: Vec<AddedToken>,
+    /// Special tokens written in a text are split like any other text.
+    pub(super) split_special_tokens: bool,
+    pub(super) cut: Side,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// `tokenizer.json` as it is.
+    Unchanged { json: Vec<u8> },
+    /// WordPiece, with everything about text from `tokenizer_config.json`.
+    Bert(Bert),
+}
+
+#[derive(Debug)]
+pub(super) struct Bert {
+    pub(super) vocab: HashMap<String, u32>,
+    pub(super) lowercase: bool,
+    /// None: as `lowercase`.
+    pub(super) strip_accents: Option<bool>,
+    pub(super) chinese_chars: bool,
+    pub(super) unk: String,
+    pub(super) cls: String,
+    pub(super) sep: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AddedToken {
+    /// The id that the files give it, if they do.
+    pub(super) id: Option<u32>,
+    pub(super) content: String,
+    pub(super) single_word: bool,
+    pub(super) lstrip: bool,
+    pub(super) rstrip: bool,
+    pub(super) normalized: bool,
+    pub(super) special: bool,
+}
+
+impl AddedToken {
+    fn special(content: &str) -> Self {
+        Self {
+            id: None,
+            content: content.into(),
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: false,
+            special: true,
+        }
+    }
+}
+
+/// An added token as the files write it.
+#[derive(Debug, Clone, Deserialize)]
+struct TokenJson {
+    id: Option<u32>,
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    normalized: Option<bool>,
+    #[serde(default)]
+    special: bool,
+}
+
+impl TokenJson {
+    fn with_id(self, id: Option<u32>) -> AddedToken {
+        AddedToken {
+            id,
+            content: self.content,
+            single_word: self.single_word,
+            lstrip: self.lstrip,
+            rstrip: self.rstrip,
+            normalized: self.normalized.unwrap_or(!self.special),
+            special: self.special,
+        }
+    }
+}
+
+/// The parts of `tokenizer.json` that outlive a rebuild, but for the model.
+#[derive(Debug, Deserialize)]
+struct TokenizerJson {
+    #[serde(default)]
+    added_tokens: Vec<TokenJson>,
+    truncation: Option<TruncationJson>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TruncationJson {
+    direction: Option<String>,
+}
+
+/// The model of a BERT's `tokenizer.json`. Its unknown token, prefix and longest word are those of
+/// the class, not those of the file.
+#[derive(Debug, Deserialize)]
+struct WordPieceJson {
+    model: WordPieceModelJson,
+}
+
+#[derive(Debug, Deserialize)]
+struct WordPieceModelJson {
+    vocab: HashMap<String, u32>,
+}
+
+/// A JSON file that is an object: `tokenizer_config.json` and its like.
+#[derive(Debug)]
+struct Object {
+    path: PathBuf,
+    keys: serde_json::Map<String, Value>,
+}
+
+impl Object {
+    /// An absent file is an empty object.
+    fn read(path: PathBuf) -> Result<Self> {
+        let keys = match read_if_there(&path)? {
+            Some(bytes) => parse(&path, &bytes)?,
+            None => serde_json::Map::new(),
+        };
+        Ok(Self { path, keys })
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key).filter(|v| !v.is_null())
+    }
+
+    /// A key that is there and null is a mistake here, as it is for the reference.
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.keys.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(other) => Err(self.wrong(key, other, "true or false")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(s)) => Ok(Some(s)),
+            Some(other) => Err(self.wrong(key, other, "a string")),
+        }
+    }
+
+    fn wrong(&self, key: &str, found: &Value, needed: &str) -> Error {
+        Error::config(&self.path, format!("{key} is {}, {needed} needed", shown(found)))
+    }
+}
+
+/// Reads the tokenizer's files in `dir`.
+pub(super) fn read(dir: &Path) -> Result<Recipe> {
+    let json_path = dir.join("tokenizer.json");
+    let vocab_path = dir.join("vocab.txt");
+    let config = Object::read(dir.join("tokenizer_config.json"))?;
+    let class = class(dir, &config)?;
+    let json = read_if_there(&json_path)?;
+
+    let file: Option<TokenizerJson> = json.as_deref().map(|bytes| parse(&json_path, bytes)).transpose()?;
+    let file_direction = file.as_ref().and_then(|f| f.truncation.as_ref()?.direction.clone());
+    let cut = match (config.text("truncation_side")?, file_direction.as_deref()) {
+        (Some("left"), _) | (None, Some("Left")) => Side::Left,
+        (Some("right"), _) | (None, Some("Right") | None) => Side::Right,
+        (Some(side), _) => {
+            return Err(config.wrong("truncation_side", &side.into(), "\"left\" or \"right\""));
+        }
+        (None, Some(side)) => {
+            let message = format!("truncation.direction is '{side}', 'Left' or 'Right' needed");
+            return Err(Error::config(json_path, message));
+        }
+    };
+
+    let defaults = match class {
+        Class::Bert => &BERT_SPECIALS[..],
+        Class::Unchanged => &[],
+    };
+    let specials = Specials::read(dir, &config, file.map_or_else(Vec::new, |f| f.added_tokens), defaults)?;
+    let split_special_tokens = config.flag("split_special_tokens", false)?;
+    let (path, kind) = match (class, json) {
+        (Class::Unchanged, Some(json)) => (json_path, Kind::Unchanged { json }),
+        (Class::Unchanged, None) => return Err(missing(dir, json_path)),
+        (Class::Bert, json) => {
+            let (path, vocab) = match json {
+                Some(json) => (json_path.clone(), json_vocab(&json_path, &json)?),
+                None => match read_if_there(&vocab_path)? {
+                    Some(text) => (vocab_path.clone(), txt_vocab(&vocab_path, &text)?),
+                    None => return Err(missing(dir, json_path)),
+                },
+            };
+            let bert = Bert {
+                vocab,
+                lowercase: config.flag("do_lower_case", true)?,
+                strip_accents: match config.get("strip_accents") {
+                    None => None,
+                    Some(_) => Some(config.flag("strip_accents", false)?),
+                },
+                chinese_chars: config.flag("tokenize_chinese_chars", true)?,
+                unk: specials.content(&config, "unk_token")?,
+                cls: specials.content(&config, "cls_token")?,
+                sep: specials.content(&config, "sep_token")?,
+            };
+            (path, Kind::Bert(bert))
+        }
+    };
+    let added = specials.into_added();
+    Ok(Recipe { path, kind, added, split_special_tokens, cut })
+}
+
+enum Class {
+    Bert,
+    Unchanged,
+}
+
+/// The class is named by `tokenizer_config.json`, else by `config.json`, else it is BERT's.
+fn class(dir: &Path, tokenizer_config: &Object) -> Result<Class> {
+    let model_config;
+    let (path, name) = match tokenizer_config.text("tokenizer_class")? {
+        Some(name) => (&tokenizer_config.path, name),
+        None => {
+            model_config = Object::read(dir.join("config.json"))?;
+            (&model_config.path, model_config.text("tokenizer_class")?.unwrap_or(BERT_CLASSES[0]))
+        }
+    };
+    let base = name.strip_suffix("Fast").unwrap_or(name);
+    if BERT_CLASSES.contains(&base) {
+        Ok(Class::Bert)
+    } else if UNCHANGED_CLASSES.contains(&base) {
+        Ok(Class::Unchanged)
+    } else {
+        let known = BERT_CLASSES.map(|c| c.to_owned()).join(", ");
+        let what = format!("tokenizer_class '{name}' (supported: {known}, PreTrainedTokenizerFast)");
+        Err(Error::unsupported(path, what))
+    }
+}
+
+/// Special and added tokens, merged from all files that may hold them.
+struct Specials {
+    /// By id, as declared.
+    declared: BTreeMap<u32, AddedToken>,
+    /// Special tokens by key, in the order in which they are added.
+    named: Vec<(String, AddedToken)>,
+    /// Special tokens without a key.
+    extra: Vec<AddedToken>,
+}
+
+impl Specials {
+    fn read(
+        dir: &Path,
+        config: &Object,
+        file_tokens: Vec<TokenJson>,
+        defaults: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut declared = BTreeMap::new();
+        let mut keys = config.keys.clone();
+        let mut extra = Vec::new();
+        if let Some(decoder) = config.get("added_tokens_decoder") {
+            // where this is, the reference looks at no other file
+            let decoder: BTreeMap<u32, TokenJson> =
+                from_value(&config.path, "added_tokens_decoder", decoder)?;
+            declared.extend(decoder.into_iter().map(|(id, t)| (id, t.with_id(Some(id)))));
+        } else {
+            let map = Object::read(dir.join("special_tokens_map.json"))?;
+            keys.extend(map.keys);
+            let path = dir.join("added_tokens.json");
+            if let Some(bytes) = read_if_there(&path)? {
+                let special: Vec<&str> = SPECIAL_KEYS.iter().filter_map(|&k| content(keys.get(k)?)).collect();
+                for (content, id) in parse::<HashMap<String, u32>>(&path, &bytes)? {
+                    let is_special = special.contains(&content.as_str());
+                    let token = AddedToken::special(&content);
+                    let token =
+                        AddedToken { id: Some(id), normalized: !is_special, special: is_special, ..token };
+                    declared.insert(id, token);
+                }
+            }
+            for token in file_tokens {
+                let id = token.id.ok_or_else(|| {
+                    let message = format!("added_tokens: '{}' has no id", token.content);
+                    Error::config(dir.join("tokenizer.json"), message)
+                })?;
+                declared.insert(id, token.with_id(Some(id)));
+            }
+        }
+
+        for &(key, default) in defaults {
+            keys.entry(key).or_insert_with(|| default.into());
+        }
+
+        let find = |key: &str, value: &Value| -> Result<AddedToken> {
+            let mut token = match value.as_str() {
+                Some(content) => AddedToken::special(content),
+                None => from_value::<TokenJson>(&config.path, key, value)?.with_id(None),
+            };
+            if let Some(known) = declared.values().find(|d| d.content == token.content) {
+                token = known.clone();
+            }
+            Ok(AddedToken { special: true, ..token })
+        };
+        let mut named = Vec::new();
+        for key in SPECIAL_KEYS {
+            if let Some(value) = keys.get(key).filter(|v| !v.is_null()) {
+                named.push((key.to_owned(), find(key, value)?));
+            }
+        }
+        for (key, value) in &keys {
+            if key.ends_with("_token") && value.is_string() && !SPECIAL_KEYS.contains(&key.as_str()) {
+                named.push((key.clone(), find(key, value)?));
+            }
+        }
+        for key in ["extra_special_tokens", "additional_special_tokens"] {
+            match keys.get(key) {
+                Some(Value::Array(list)) if extra.is_empty() => {
+                    extra = list.iter().map(|v| find(key, v)).collect::<Result<_>>()?;
+                }
+                Some(Value::Object(tokens)) => {
+                    for (name, value) in tokens {
+                        named.push((name.clone(), find(name, value)?));
+                    }
+                }
+                Some(Value::Array(_) | Value::Null) | None => {}
+                Some(other) => return Err(config.wrong(key, other, "a list")),
+            }
+        }
+        Ok(Self { declared, named, extra })
+    }
+
+    /// The special token of that key, which the tokenizer cannot do without.
+    fn content(&self, config: &Object, key: &str) -> Result<String> {
+        match self.named.iter().find(|(k, _)| k == key) {
+            Some((_, token)) => Ok(token.content.clone()),
+            None => Err(config.wrong(key, &Value::Null, "a token")),
+        }
+    }
+
+    /// All tokens in the order in which the reference adds them: an id that is not in the vocabulary yet is
+    /// given in this order.
+    fn into_added(self) -> Vec<AddedToken> {
+        let mut added: Vec<AddedToken> = self.declared.into_values().collect();
+        for token in &mut added {
+            token.special |= self.named.iter().any(|(_, t)| t.content == token.content);
+        }
+        for token in self.named.into_iter().map(|(_, t)| t).chain(self.extra) {
+            if !added.iter().any(|a| a.content == token.content) {
+                added.push(token);
+            }
+        }
+        added
+    }
+}
+
+fn json_vocab(path: &Path, json: &[u8]) -> Result<HashMap<String, u32>> {
+    /// Only the type, so that another model is named as what it is.
+    #[derive(Deserialize)]
+    struct Kind {
+        model: ModelKind,
+    }
+    #[derive(Deserialize)]
+    struct ModelKind {
+        #[serde(rename = "type")]
+        kind: Option<String>,
+    }
+    // files of old have no type: then the form of the vocabulary decides
+    match parse::<Kind>(path, json)?.model.kind.as_deref() {
+        Some("WordPiece") | None => Ok(parse::<WordPieceJson>(path, json)?.model.vocab),
+        Some(kind) => {
+            let what = format!("a {kind} vocabulary in a BERT tokenizer, WordPiece needed");
+            Err(Error::unsupported(
+                path,
+                format!("{what} (is tokenizer_class in tokenizer_config.json right?)"),
+            ))
+        }
+    }
+}
+
+/// One token a line, its id the line's number from 0. As in the reference, spaces at the end of a line are not
+/// the token's, and of a token that is there twice the last line counts.
+fn txt_vocab(path: &Path, bytes: &[u8]) -> Result<HashMap<String, u32>> {
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let line = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
+        Error::Tokenizer { path: path.into(), message: format!("line {line} is not UTF-8") }
+    })?;
+    text.lines()
+        .enumerate()
+        .map(|(i, line)| {
+            let id = u32::try_from(i).map_err(|_| Error::Tokenizer {
+                path: path.into(),
+                message: "more than 2^32 lines".into(),
+            })?;
+            Ok((line.trim_end().to_owned(), id))
+        })
+        .collect()
+}
+
+/// There is no vocabulary that can be read; the message knows the files of other kinds.
+fn missing(dir: &Path, path: PathBuf) -> Error {
+    let other = ["vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"]
+        .into_iter()
+        .find(|name| dir.join(name).exists());
+    let what = match other {
+        Some(name) => format!(
+            "the tokenizer cannot be built from {name} alone; save it with transformers: \
+             AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        ),
+        None => "the tokenizer (vocab.txt would do as well)".into(),
+    };
+    Error::MissingFile { path, what }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| Error::config(path, e.to_string()))
+}
+
+fn from_value<T: DeserializeOwned>(path: &Path, key: &str, value: &Value) -> Result<T> {
+    T::deserialize(value).map_err(|e| Error::config(path, format!("{key}: {e}")))
+}
+
+/// The content of a special token, which is a string or an object.
+fn content(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// A value in a message, cut where it is long.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(40) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}

@@ -1,0 +1,166 @@
+//! Builds the tokenizer with the `tokenizers` crate.
+//!
+//! The crate's own truncation, padding and special-token template are taken off: cutting and the template are
+//! done by [`Tokenizer`](super::Tokenizer), which must count the tokens before the cut. Knows the crate; knows
+//! nothing of files.
+
+use super::Template;
+use super::config::{AddedToken, Bert, Kind, Recipe};
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+use tokenizers::Model;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence};
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+
+/// Text to ids, without special tokens around it and without a limit.
+#[derive(Debug)]
+pub(super) struct TextTokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+}
+
+impl TextTokenizer {
+    /// The tokens of a whole text.
+    pub(super) fn tokens(&self, text: &str) -> Result<tokenizers::Encoding> {
+        // the fast form: no offsets into the text
+        self.inner.encode_fast(text, false).map_err(|e| refused(&self.path, e))
+    }
+}
+
+/// Builds what the files describe. `lowercase_first` is the `do_lower_case` of the transformer module, which
+/// comes before the tokenizer's own normalisation. Every id must be below `vocab_size`.
+pub(super) fn build(
+    recipe: Recipe,
+    lowercase_first: bool,
+    vocab_size: usize,
+) -> Result<(TextTokenizer, Template)> {
+    let path = recipe.path;
+    let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
+
+    let (mut inner, bert) = match recipe.kind {
+        Kind::Unchanged { json } => {
+            (tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(&path, e))?, None)
+        }
+        Kind::Bert(mut bert) => {
+            let inner = bert_tokenizer(&mut bert).map_err(fail)?;
+            (inner, Some(bert))
+        }
+    };
+    inner.with_truncation(None).map_err(|e| refused(&path, e))?;
+    inner.with_padding(None);
+    if lowercase_first {
+        let normalizer = lowercased(inner.get_normalizer().cloned());
+        inner.with_normalizer(normalizer).map_err(|e| refused(&path, e))?;
+    }
+    add_tokens(&mut inner, &recipe.added).map_err(fail)?;
+    inner.set_encode_special_tokens(recipe.split_special_tokens);
+
+    let template =
+        match bert {
+            Some(Bert { cls, sep, .. }) => {
+                let id =
+                    |content: &str| {
+                        // a name alone is not enough: it would get an id that the model never saw in training
+                        let declared = recipe.added.iter().find(|t| t.content == content).and_then(|t| t.id);
+                        inner.get_model().token_to_id(content).or(declared).map(|id| (id, 0)).ok_or_else(
+                            || fail(format!("special token '{content}' is not in the vocabulary")),
+                        )
+                    };
+                Template { prefix: vec![id(&cls)?], type_id: 0, suffix: vec![id(&sep)?] }
+            }
+            None => template(&inner).map_err(fail)?,
+        };
+    inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+
+    let specials = template.prefix.iter().chain(&template.suffix).map(|&(id, _)| id);
+    let highest = inner.get_vocab(true).into_values().chain(specials).max();
+    match highest {
+        Some(id) if id as usize >= vocab_size => {
+            let token = inner.id_to_token(id).unwrap_or_default();
+            Err(fail(format!(
+                "token '{token}' has id {id}, but the model has {vocab_size} rows of word embeddings \
+                 (vocab_size in config.json)"
+            )))
+        }
+        Some(_) => Ok((TextTokenizer { inner, path }, template)),
+        None => Err(fail("the vocabulary is empty".into())),
+    }
+}
+
+/// The tokenizer that transformers builds for the BERT classes, without added tokens.
+fn bert_tokenizer(bert: &mut Bert) -> std::result::Result<tokenizers::Tokenizer, String> {
+    if !bert.vocab.contains_key(&bert.unk) {
+        return Err(format!("special token '{}' is not in the vocabulary", bert.unk));
+    }
+    // the crate does not export the type of its map: an empty one comes from here
+    let mut vocab = WordPiece::read_bytes(b"").map_err(|e| e.to_string())?;
+    vocab.extend(std::mem::take(&mut bert.vocab));
+    let model =
+        WordPiece::builder().vocab(vocab).unk_token(bert.unk.clone()).build().map_err(|e| e.to_string())?;
+    let normalizer = BertNormalizer::new(true, bert.chinese_chars, bert.strip_accents, bert.lowercase);
+    let mut inner = tokenizers::Tokenizer::new(model);
+    inner.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
+    inner.with_pre_tokenizer(Some(BertPreTokenizer));
+    Ok(inner)
+}
+
+/// As sentence-transformers does it: in front of everything, unless there is a plain lower-casing already.
+/// That of a BERT normalizer does not count; lower-casing twice changes nothing.
+fn lowercased(normalizer: Option<NormalizerWrapper>) -> Option<NormalizerWrapper> {
+    let is_lowercase = |n: &NormalizerWrapper| matches!(n, NormalizerWrapper::Lowercase(_));
+    let rest = match normalizer {
+        None => vec![],
+        Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref().to_vec(),
+        Some(one) => vec![one],
+    };
+    let mut all = vec![];
+    if !rest.iter().any(is_lowercase) {
+        all.push(NormalizerWrapper::Lowercase(Lowercase));
+    }
+    all.extend(rest);
+    Some(NormalizerWrapper::Sequence(Sequence::new(all)))
+}
+
+fn add_tokens(inner: &mut tokenizers::Tokenizer, added: &[AddedToken]) -> std::result::Result<(), String> {
+    for token in added {
+        let known = inner.get_added_vocabulary().get_vocab().contains_key(&token.content);
+        // without an id it is no more than a name: flags of a token that is there stay
+        if known && token.id.is_none() {
+            continue;
+        }
+        let content = &token.content;
+        let new = tokenizers::AddedToken::from(content.as_str(), token.special)
+            .single_word(token.single_word)
+            .lstrip(token.lstrip)
+            .rstrip(token.rstrip)
+            .normalized(token.normalized);
+        inner.add_tokens([new]).map_err(|e| format!("added token '{content}': {e}"))?;
+        let found = inner.token_to_id(content);
+        if token.id.is_some() && found != token.id {
+            let [declared, found] = [token.id, found].map(|id| id.map_or("none".into(), |id| id.to_string()));
+            return Err(format!(
+                "added token '{content}' is declared with id {declared}, and gets {found} behind the vocabulary"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What the post-processor puts around a text, learnt from a text of one token.
+fn template(inner: &tokenizers::Tokenizer) -> std::result::Result<Template, String> {
+    let token = tokenizers::Token::new(0, String::new(), (0, 0));
+    let probe = tokenizers::Encoding::from_tokens(vec![token], 0);
+    let around = inner.post_process(probe, None, true).map_err(|e| e.to_string())?;
+    let tokens: Vec<(u32, u32)> =
+        around.get_ids().iter().copied().zip(around.get_type_ids().iter().copied()).collect();
+    let own: Vec<usize> = (0..tokens.len()).filter(|&i| around.get_special_tokens_mask()[i] == 0).collect();
+    let [at] = own[..] else {
+        return Err(format!("the post_processor puts a text's tokens in {} times, not once", own.len()));
+    };
+    Ok(Template { prefix: tokens[..at].to_vec(), type_id: tokens[at].1, suffix: tokens[at + 1..].to_vec() })
+}
+
+fn refused(path: &Path, e: tokenizers::Error) -> Error {
+    Error::Tokenizer { path: path.into(), message: e.to_string() }
+}

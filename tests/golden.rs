@@ -1,0 +1,116 @@
+//! Vectors are those of sentence-transformers in float32, on every backend and instruction set.
+
+#[path = "common/golden.rs"]
+mod golden;
+#[path = "common/minilm.rs"]
+mod minilm;
+
+use berthier::backend::Device;
+use berthier::backend::cpu::Isa;
+use berthier::{Embedder, Options};
+use golden::Golden;
+use std::path::Path;
+
+/// The largest difference of a component that is allowed. The reference differs from itself by up to 2e-6,
+/// alone and in a batch.
+const TOLERANCE: f32 = 1e-5;
+
+/// The reference backend sums one product at a time: of the real model it gets the short rows.
+const REFERENCE_TOKENS: usize = 24;
+
+fn load(dir: &Path, device: Device, isa: Option<Isa>) -> Embedder {
+    let options = Options::new(dir.to_str().expect("a UTF-8 path")).device(device);
+    let options = match isa {
+        Some(isa) => options.isa(isa),
+        None => options,
+    };
+    Embedder::load(options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Embeds the rows in one call and one by one; compares with the goldens and with each other.
+fn assert_rows(what: &Path, embedder: &Embedder, golden: &Golden, rows: &[usize]) {
+    let vectors = golden.vectors();
+    let texts: Vec<&str> = rows.iter().map(|&i| golden.rows[i].text.as_str()).collect();
+    assert_eq!(Some(embedder.dim()), golden.dim, "{}", what.display());
+    assert_eq!(embedder.max_seq_length(), golden.max_seq_length, "{}", what.display());
+    assert_eq!(embedder.prompt(), golden.prompt, "{}", what.display());
+    let all = embedder.embed(&texts).unwrap();
+    let mut worst = 0.0_f32;
+    for (at, &i) in rows.iter().enumerate() {
+        let row = &golden.rows[i];
+        let place = format!("{}: {}: {}", what.display(), embedder.device_name(), row.name);
+        assert_eq!(all.tokens()[at].used, row.ids.len(), "{place}");
+        assert_eq!(all.tokens()[at].total, row.total_tokens, "{place}");
+        let difference = all.row(at).iter().zip(&vectors[i]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // the comparison is false for NaN
+        assert!(difference <= TOLERANCE, "{place}: a component differs by {difference:e}");
+        assert!(all.row(at).iter().all(|v| v.is_finite()), "{place}");
+        worst = worst.max(difference);
+
+        let alone = embedder.embed(&texts[at..=at]).unwrap();
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(alone.row(0)), bits(all.row(at)), "{place}: alone and in a batch");
+    }
+    let name = what.file_name().unwrap_or_default().to_string_lossy();
+    println!("{name}: {}: {} rows within {worst:.1e}", embedder.device_name(), rows.len());
+}
+
+fn tiny(device: Device, isa: Option<Isa>) {
+    for folder in golden::folders("tiny") {
+        let golden = Golden::read(&folder);
+        let embedder = load(&folder.join("model"), device, isa);
+        let rows: Vec<usize> = (0..golden.rows.len()).collect();
+        assert_rows(&folder, &embedder, &golden, &rows);
+    }
+}
+
+#[test]
+fn tiny_models_match_reference_on_reference() {
+    tiny(Device::Reference, None);
+}
+
+#[test]
+fn tiny_models_match_reference_on_cpu() {
+    for isa in Isa::available() {
+        tiny(Device::Cpu, Some(isa));
+    }
+}
+
+#[test]
+fn minilm_matches_reference_on_reference() {
+    let Some(dir) = minilm::dir() else { return };
+    let folder = golden::fixtures().join("minilm");
+    let golden = Golden::read(&folder);
+    let rows: Vec<usize> =
+        (0..golden.rows.len()).filter(|&i| golden.rows[i].ids.len() <= REFERENCE_TOKENS).step_by(3).collect();
+    assert_rows(&folder, &load(dir, Device::Reference, None), &golden, &rows);
+}
+
+#[test]
+fn minilm_matches_reference_on_cpu() {
+    let Some(dir) = minilm::dir() else { return };
+    let folder = golden::fixtures().join("minilm");
+    let golden = Golden::read(&folder);
+    let rows: Vec<usize> = (0..golden.rows.len()).collect();
+    for isa in Isa::available() {
+        assert_rows(&folder, &load(dir, Device::Cpu, Some(isa)), &golden, &rows);
+    }
+}
+
+/// `embed_ids` with the reference's ids gives the reference's vectors: no tokenizer in between.
+#[test]
+fn ids_of_the_reference_give_its_vectors() {
+    for folder in golden::folders("tiny") {
+        let golden = Golden::read(&folder);
+        let embedder = load(&folder.join("model"), Device::Cpu, None);
+        let mut ids = Vec::new();
+        let mut offsets = vec![0];
+        for row in &golden.rows {
+            ids.extend_from_slice(&row.ids);
+            offsets.push(ids.len());
+        }
+        let vectors = embedder.embed_ids(&ids, &offsets).unwrap();
+        let texts = embedder.embed(&golden.texts()).unwrap();
+        assert_eq!(vectors.as_slice(), texts.as_slice(), "{}", folder.display());
+    }
+}

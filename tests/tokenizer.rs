@@ -1,0 +1,300 @@
+//! Token ids are those of the reference, rule by rule of `docs/loading.md`.
+
+#[path = "common/golden.rs"]
+mod golden;
+#[path = "common/minilm.rs"]
+mod minilm;
+
+use berthier::Error;
+use berthier::model::TokenizerDesc;
+use berthier::tokenize::{Encoding, Tokenizer};
+use golden::Golden;
+use std::path::{Path, PathBuf};
+
+const BERT_VOCAB: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n##s\n";
+
+fn load(dir: &Path, vocab_size: usize) -> berthier::Result<Tokenizer> {
+    Tokenizer::load(&TokenizerDesc { dir: dir.into(), do_lower_case: false, vocab_size })
+}
+
+fn assert_golden(what: &Path, tokenizer: &Tokenizer, golden: &Golden) {
+    for row in &golden.rows {
+        let encoding = tokenizer.encode(&golden.prompt, &row.text, golden.max_seq_length).unwrap();
+        let place = format!("{}: {}: {:.200?}", what.display(), row.name, row.text);
+        assert_eq!(encoding.ids, row.ids, "{place}");
+        assert_eq!(encoding.total_tokens, row.total_tokens, "{place}");
+        assert_eq!(encoding.type_ids, vec![0; row.ids.len()], "{place}");
+    }
+}
+
+fn assert_variants(rule_folders: &[&str]) {
+    for name in rule_folders {
+        let dir = golden::fixtures().join("tokenizers").join(name);
+        let golden = Golden::read(&dir);
+        let tokenizer = Tokenizer::load(&TokenizerDesc {
+            dir: dir.clone(),
+            do_lower_case: golden.do_lower_case,
+            vocab_size: golden.vocab_size.expect("a variant has a vocab_size"),
+        })
+        .unwrap();
+        assert_golden(&dir, &tokenizer, &golden);
+    }
+}
+
+/// A directory of tokenizer files.
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn load(&self) -> berthier::Result<Tokenizer> {
+        load(self.0.path(), 100)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The message of the error that loading gives, without the directory's own path.
+    fn message(&self) -> String {
+        let message = self.load().expect_err("a broken tokenizer must be refused").to_string();
+        message.replace(&self.0.path().display().to_string(), "DIR")
+    }
+}
+
+#[test]
+fn ids_match_reference_on_minilm() {
+    let Some(dir) = minilm::dir() else { return };
+    let tokenizer = load(dir, 30522).unwrap();
+    let folder = golden::fixtures().join("minilm");
+    assert_golden(&folder, &tokenizer, &Golden::read(&folder));
+    assert_eq!(tokenizer.special_tokens(), 2);
+}
+
+#[test]
+fn ids_match_reference_on_tiny_models() {
+    for folder in golden::folders("tiny") {
+        let tokenizer = load(&folder.join("model"), 256).unwrap();
+        assert_golden(&folder, &tokenizer, &Golden::read(&folder));
+    }
+}
+
+/// So that no folder is without a test.
+#[test]
+fn ids_match_reference_on_all_variants() {
+    let folders = golden::folders("tokenizers");
+    let names: Vec<&str> = folders.iter().map(|f| f.file_name().unwrap().to_str().unwrap()).collect();
+    assert_variants(&names);
+}
+
+#[test]
+fn rule_10_module_lower_cases_first() {
+    assert_variants(&["lower-case-module", "lower-case-module-unchanged", "lower-case-module-twice"]);
+}
+
+#[test]
+fn rule_12_tokenizer_config_wins() {
+    assert_variants(&["config-cased", "config-strips-accents", "config-keeps-accents", "config-no-chinese"]);
+}
+
+#[test]
+fn rule_13_lower_case_is_the_default() {
+    assert_variants(&["config-missing", "config-silent"]);
+}
+
+#[test]
+fn rule_14_other_classes_take_the_file_unchanged() {
+    assert_variants(&["unchanged-fast", "unchanged-backend", "unchanged-left"]);
+}
+
+#[test]
+fn rule_14_classes_of_other_families_are_refused() {
+    for class in ["RobertaTokenizer", "XLMRobertaTokenizerFast", "MPNetTokenizerFast", "NoSuchTokenizer"] {
+        let config = format!(r#"{{"tokenizer_class": "{class}"}}"#);
+        let dir = Dir::new(&[("vocab.txt", BERT_VOCAB), ("tokenizer_config.json", &config)]);
+        let error = dir.load().unwrap_err();
+        let Error::Unsupported { path, what } = &error else { panic!("{error}") };
+        assert_eq!(*path, dir.path("tokenizer_config.json"));
+        assert!(what.contains(class), "{what}");
+    }
+    // config.json names the class where tokenizer_config.json does not
+    let dir =
+        Dir::new(&[("vocab.txt", BERT_VOCAB), ("config.json", r#"{"tokenizer_class": "RobertaTokenizer"}"#)]);
+    let error = dir.load().unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { path, .. } if *path == dir.path("config.json")), "{error}");
+}
+
+#[test]
+fn rule_15_direction_is_kept_and_length_is_not() {
+    assert_variants(&["truncation-left", "truncation-right", "truncation-side", "truncation-side-right"]);
+}
+
+#[test]
+fn rule_16_padding_is_off() {
+    assert_variants(&["padding-fixed"]);
+}
+
+#[test]
+fn rule_18_vocab_txt_will_do() {
+    assert_variants(&[
+        "vocab-txt",
+        "vocab-txt-alone",
+        "vocab-txt-cased",
+        "vocab-txt-crlf",
+        "vocab-txt-repeated",
+        "vocab-txt-renamed",
+    ]);
+}
+
+#[test]
+fn rule_19_no_files_are_refused() {
+    let dir = Dir::new(&[]);
+    let error = dir.load().unwrap_err();
+    assert!(
+        matches!(&error, Error::MissingFile { path, .. } if *path == dir.path("tokenizer.json")),
+        "{error}"
+    );
+    // a folder that is not there at all
+    let error = load(&dir.path("gone"), 100).unwrap_err();
+    assert!(matches!(error, Error::MissingFile { .. }), "{error}");
+}
+
+#[test]
+fn rule_18_other_vocabularies_are_refused_with_a_hint() {
+    let dir = Dir::new(&[("sentencepiece.bpe.model", "")]);
+    let message = dir.message();
+    assert!(message.contains("sentencepiece.bpe.model") && message.contains("save_pretrained"), "{message}");
+    let dir = Dir::new(&[
+        ("vocab.txt", BERT_VOCAB),
+        ("tokenizer_config.json", r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#),
+    ]);
+    assert!(dir.message().contains("from vocab.txt alone"), "{}", dir.message());
+}
+
+#[test]
+fn rule_22_added_tokens() {
+    assert_variants(&[
+        "added-tokens",
+        "added-tokens-cased",
+        "added-tokens-unchanged",
+        "added-tokens-decoder",
+        "added-tokens-file",
+        "special-tokens-map",
+        "extra-special-tokens",
+    ]);
+}
+
+#[test]
+fn rule_23_special_tokens_in_a_text() {
+    assert_variants(&["plain", "split-special-tokens"]);
+}
+
+#[test]
+fn rule_25_an_empty_text_is_its_special_tokens() {
+    let tokenizer = Dir::new(&[("vocab.txt", BERT_VOCAB)]).load().unwrap();
+    let expected = Encoding { ids: vec![2, 3], type_ids: vec![0, 0], total_tokens: 2 };
+    for text in ["", " ", "\0", "\u{feff}"] {
+        assert_eq!(tokenizer.encode("", text, 16).unwrap(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn prompt_is_joined_without_a_separator() {
+    let tokenizer = Dir::new(&[("vocab.txt", BERT_VOCAB)]).load().unwrap();
+    let ids = |prompt, text| tokenizer.encode(prompt, text, 16).unwrap().ids;
+    assert_eq!(ids("hello", " world"), ids("", "hello world"));
+    assert_eq!(ids("world", "s"), [2, 6, 7, 3]); // one word: world ##s
+    assert_eq!(ids("hello", ""), [2, 5, 3]);
+}
+
+#[test]
+fn limit_counts_special_tokens() {
+    let tokenizer = Dir::new(&[("vocab.txt", BERT_VOCAB)]).load().unwrap();
+    let text = "hello world hello world hello";
+    for (limit, ids) in [
+        (8, vec![2, 5, 6, 5, 6, 5, 3]),
+        (7, vec![2, 5, 6, 5, 6, 5, 3]),
+        (6, vec![2, 5, 6, 5, 6, 3]),
+        (3, vec![2, 5, 3]),
+        (2, vec![2, 3]),
+        (0, vec![2, 3]),
+    ] {
+        let encoding = tokenizer.encode("", text, limit).unwrap();
+        assert_eq!(encoding.truncated(), limit < 7);
+        assert_eq!(encoding.total_tokens, 7);
+        assert_eq!(encoding.ids, ids, "limit {limit}");
+    }
+}
+
+#[test]
+fn ids_beyond_the_embedding_table_are_refused() {
+    let dir = Dir::new(&[("vocab.txt", BERT_VOCAB)]);
+    assert!(load(dir.0.path(), 8).is_ok());
+    let message = load(dir.0.path(), 7).unwrap_err().to_string();
+    assert!(message.contains("'##s' has id 7") && message.contains("7 rows"), "{message}");
+    // an added token counts too
+    let config = r#"{"additional_special_tokens": ["<new>"]}"#;
+    let dir = Dir::new(&[("vocab.txt", BERT_VOCAB), ("tokenizer_config.json", config)]);
+    assert!(load(dir.0.path(), 9).is_ok());
+    let message = load(dir.0.path(), 8).unwrap_err().to_string();
+    assert!(message.contains("'<new>' has id 8") && message.contains("8 rows"), "{message}");
+}
+
+#[test]
+fn broken_files_are_named() {
+    let vocab = ("vocab.txt", BERT_VOCAB);
+    let config = |text| [vocab, ("tokenizer_config.json", text)];
+    let cases: [(&[(&str, &str)], &str); 14] = [
+        (&config("{"), "DIR/tokenizer_config.json: EOF"),
+        (&config("[]"), "DIR/tokenizer_config.json: invalid type: sequence"),
+        (&config(r#"{"do_lower_case": null}"#), "do_lower_case is null, true or false needed"),
+        (&config(r#"{"strip_accents": 1}"#), "strip_accents is 1, true or false needed"),
+        (&config(r#"{"tokenizer_class": 1}"#), "tokenizer_class is 1, a string needed"),
+        (&config(r#"{"truncation_side": "middle"}"#), "truncation_side is \"middle\""),
+        (&config(r#"{"cls_token": null}"#), "cls_token is null, a token needed"),
+        (&config(r#"{"cls_token": 1}"#), "cls_token: invalid type: integer"),
+        (&config(r#"{"cls_token": "<s>"}"#), "special token '<s>' is not in the vocabulary"),
+        (
+            &config(r#"{"added_tokens_decoder": {"50": {"content": "<new>"}}}"#),
+            "added token '<new>' is declared with id 50, and gets 8",
+        ),
+        (
+            &[("vocab.txt", "[PAD]\n[CLS]\n[SEP]\n")],
+            "DIR/vocab.txt: tokenizer: special token '[UNK]' is not in",
+        ),
+        (&[("vocab.txt", "")], "DIR/vocab.txt: tokenizer: special token '[UNK]' is not in"),
+        (&[("tokenizer.json", "{}")], "DIR/tokenizer.json: missing field `model`"),
+        (
+            &[("tokenizer.json", r#"{"model": {"type": "BPE", "vocab": {}, "merges": []}}"#)],
+            "DIR/tokenizer.json: unsupported: a BPE vocabulary in a BERT tokenizer",
+        ),
+    ];
+    for (files, expected) in cases {
+        let message = Dir::new(files).message();
+        assert!(message.contains(expected), "{message}\ndoes not contain\n{expected}");
+    }
+
+    let dir = Dir::new(&[]);
+    std::fs::write(dir.path("vocab.txt"), b"[PAD]\n[UNK]\n\xff\n").unwrap();
+    assert!(dir.message().contains("DIR/vocab.txt: tokenizer: line 3 is not UTF-8"), "{}", dir.message());
+}
+
+/// A long line costs time and memory in proportion.
+#[test]
+fn long_lines_are_linear() {
+    let tokenizer = Dir::new(&[("vocab.txt", BERT_VOCAB)]).load().unwrap();
+    let bytes = 1 << 20;
+    let tokens_of = |text: &str| tokenizer.encode("", text, 512).unwrap().total_tokens - 2;
+    assert_eq!(tokens_of(&"x".repeat(bytes)), 1); // one word beyond 100 letters is one [UNK]
+    assert_eq!(tokens_of(&"hello ".repeat(bytes / 6)), bytes / 6);
+    assert_eq!(tokens_of(&"中".repeat(bytes / 3)), bytes / 3);
+    assert_eq!(tokens_of(&"[SEP]".repeat(bytes / 5)), bytes / 5);
+    assert_eq!(tokens_of(&" ".repeat(bytes)), 0);
+    assert_eq!(tokens_of(&"\u{301}".repeat(bytes / 2)), 0);
+}

@@ -1,0 +1,605 @@
+#!/usr/bin/env python3
+"""Writes tests/fixtures: token ids and vectors as sentence-transformers gives them.
+
+    pip install -r tools/requirements-fixtures.txt
+    python tools/fixtures.py MINILM_DIR [--out tests/fixtures]
+
+MINILM_DIR holds all-MiniLM-L6-v2 in the sentence-transformers layout. Everything is computed on the CPU, in
+float32, on one thread, one text at a time; a second run gives the same ids, and the same vectors up to the
+rounding of the machine's torch.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import sentence_transformers
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import BertConfig, BertModel, BertTokenizer
+
+# ---------------------------------------------------------------------------------------------- texts
+
+PARAGRAPH = (
+    "The lighthouse keeper had written in his book every night for thirty-one years, and on most nights "
+    "there was nothing to write. Wind from the west, he wrote, and the lamp burned well; or wind from the "
+    "north, and two boats came home late. He did not mind. A page on which nothing happened was a page on "
+    "which nobody had drowned. In the winter of his last year the company sent a young engineer to measure "
+    "the tower, because a machine would do the work from then on, and the two of them sat over their tea "
+    "and spoke of lenses, salt, rust and the price of oil. "
+)
+
+SENTENCES = """
+Yes.
+Where is the nearest pharmacy?
+The cat sat on the windowsill and watched the rain.
+A man is playing a guitar on the street.
+Someone is performing music outdoors.
+Interest rates were raised by a quarter of a percentage point on Thursday.
+The central bank decided to increase borrowing costs.
+How do I reset my password?
+I forgot my login details and cannot get into my account.
+Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.
+Plants feed themselves with the help of the sun.
+She sells sea shells by the sea shore.
+Two dogs are running through a snowy field.
+Nobody expected the old bridge to survive the flood.
+The committee will meet again next Tuesday at half past nine.
+Please boil the potatoes for twenty minutes, then drain them.
+He didn't say that he'd stolen the money, he said it wasn't his.
+It's 5 o'clock somewhere, isn't it?
+The patient was given 250 mg of amoxicillin three times a day.
+Mount Everest is 8,848.86 metres high.
+Water boils at 100 degrees Celsius at sea level.
+In 1969, Neil Armstrong walked on the Moon.
+The quick brown fox jumps over the lazy dog.
+Sphinx of black quartz, judge my vow!
+All happy families are alike, or so the novel says.
+To be or not to be, that is the question.
+The train to Edinburgh leaves from platform 4 at 17:32.
+We regret to inform you that your application was not successful.
+Congratulations, you have been accepted!
+This restaurant is overpriced and the service is slow.
+Best meal I have had in years; I will certainly come back.
+Neural networks are trained by gradient descent on a loss function.
+Deep learning models learn by following the slope of their error.
+A hash table gives constant-time lookup on average.
+Binary search needs a sorted array.
+The contract may be terminated by either party with thirty days' notice.
+Turn left at the church, go straight for two miles, then ask again.
+My grandmother kept bees behind the orchard.
+The orchestra tuned while the audience found their seats.
+An unladen swallow flies at about eleven metres per second.
+Her thesis compares the grain trade of Venice and Genoa.
+If it rains tomorrow, the match will be cancelled.
+The match will go ahead unless the weather is bad.
+Antidisestablishmentarianism is longer than most words.
+Otorhinolaryngologists treat ears, noses and throats.
+The recipe calls for 1/2 cup of flour, 3 eggs & a pinch of salt.
+E = mc^2 relates mass and energy.
+Total: $1,299.00 (incl. 19% VAT)
+To whom it may concern: the key is under the mat.
+Stop! Don't touch that!!!
+Well... I suppose we could try --- but why?
+Rock'n'roll will never die.
+THE MEETING HAS BEEN MOVED TO ROOM B12.
+the meeting has been moved to room b12
+Is this the real life? Is this just fantasy?
+Glaciers carve valleys as they move slowly downhill under their own weight.
+A small country with few resources can still grow rich if its harbours are good and its laws are trusted.
+While the first edition of the map showed the river running east of the village, later surveyors, who had walked \
+the whole length of it in the dry season, drew it to the west, and it is their line that we follow today.
+The bakery on the corner closes at noon.
+Their daughter studies marine biology in Lisbon.
+""".strip().replace("\\\n", "").split("\n")
+
+CODE = 'fn main() {\n    let x: Vec<u32> = (0..10).filter(|n| n % 2 == 0).collect();\n    println!("{x:?}"); // => [0, 2]\n}\n'
+
+AWKWARD = [
+    ("empty", ""),
+    ("space", " "),
+    ("blank", " \t\r\n \u3000\xa0 "),
+    ("10,000 characters", (PARAGRAPH * 20)[:10_000]),
+    ("10,000 letters", "a" * 10_000),
+    ("10,000 full stops", "." * 10_000),
+    ("500-letter word", ("pneumonoultramicroscopic" * 21)[:500]),
+    ("100-letter word", "a" * 100),
+    ("101-letter word", "a" * 101),
+    ("long word between words", "before " + "x" * 500 + " after"),
+    ("cut in a word", "incomprehensibilities " * 90),
+    ("one word repeated to the limit", "word " * 254),
+    ("one word beyond the limit", "word " * 255),
+    ("chinese", "我爱北京天安门，天安门上太阳升。"),
+    ("chinese and latin", "我用Python写code，version 3.12。"),
+    ("japanese", "吾輩は猫である。名前はまだ無い。カタカナ ﾊﾝｶｸ"),
+    ("korean", "안녕하세요 세계, 한국어 문장입니다."),
+    ("cjk extensions", "㐀 𠀀 𪜀 𫝀 𫠠 豈 丽 鿿"),
+    ("arabic", "السلام عليكم ورحمة الله وبركاته، كيف حالك؟"),
+    ("arabic with vowels", "ٱلْحَمْدُ لِلَّهِ"),
+    ("hebrew", "שָׁלוֹם עוֹלָם, מה שלומך?"),
+    ("persian with zwnj", "می\u200cخواهم کتاب\u200cها را بخوانم"),
+    ("devanagari", "नमस्ते दुनिया, आप कैसे हैं?"),
+    ("thai", "สวัสดีชาวโลก ภาษาไทยไม่มีช่องว่าง"),
+    ("russian", "Съешь же ещё этих мягких французских булок, да выпей чаю."),
+    ("greek", "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία. ΣΊΣΥΦΟΣ"),
+    ("armenian ligature", "և ﬓ"),
+    ("georgian", "საქართველო ᲡᲐᲥᲐᲠᲗᲕᲔᲚᲝ"),
+    ("vietnamese", "Tiếng Việt có nhiều dấu: ường, ậy, ỗ."),
+    ("emoji", "I ❤️ this 😀😃🎉 so much!"),
+    ("emoji with zwj", "family 👨\u200d👩\u200d👧\u200d👦 and pilot 👩🏽\u200d✈️ flag 🏳️\u200d🌈 🇩🇪"),
+    ("combining marks", "e\u0301 a\u0308\u0323 o\u0302\u0301 Z\u0351\u036b\u0343a\u0323\u0332l\u034eg\u0317o\u0321"),
+    ("combining mark alone", "\u0301"),
+    ("accents, composed", "café naïve résumé Ångström Łódź crème brûlée"),
+    ("accents, decomposed", "cafe\u0301 nai\u0308ve re\u0301sume\u0301 A\u030angstro\u0308m"),
+    ("german", "Straße STRASSE ẞ Über Äpfel ÖL"),
+    ("turkish", "İstanbul ISPARTA ığdır DİYARBAKIR"),
+    ("special casing", "ǅ ǆ ﬁ ŉ ǰ ΐ Ω K Å"),
+    ("full width", "ＦＵＬＬ　ｗｉｄｔｈ １２３！"),
+    ("ligatures", "ﬁnd the oﬃce ﬂoor ĳ œuvre Ǽ"),
+    ("mathematical letters", "𝐇𝐞𝐥𝐥𝐨 𝒲𝑜𝓇𝓁𝒹 𝟙𝟚𝟛 ℝ ∑ ∞ ≠"),
+    ("superscripts", "x² + y³ = z⁴ ₁₂ ½ ¾ №"),
+    ("symbols", "© ® ™ € £ ¥ § ¶ † ‡ • … – — ‘quoted’ “quoted” «quoted» °"),
+    ("ascii punctuation", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"),
+    ("control characters", "bell\x07back\x08esc\x1b[31mred\x1b[0m\x7f del\x80\x9f end"),
+    ("nul", "zero\x00byte and \x00 alone"),
+    ("only nul", "\x00"),
+    ("replacement character", "bro\ufffdken \ufffd"),
+    ("newlines and tabs", "first line\nsecond\tcolumn\r\nthird\x0bvertical\x0cform\x85next\u2028line\u2029paragraph"),
+    ("spaces of all kinds", "a\u2000b\u2003c\u2009d\u202fe\u205ff\u3000g\u1680h\xa0i"),
+    ("zero-width space", "zero\u200bwidth\u2060joiner"),
+    ("byte order mark", "\ufeffstart and mid\ufeffdle"),
+    ("right-to-left marks", "left \u200fright\u200e \u202eevil\u202c \u2067isolate\u2069"),
+    ("soft hyphen", "hy\xadphen\xadation"),
+    ("private use and unassigned", "\ue000 \uf8ff \u0378 \U000e0041 \U0010fffd"),
+    ("noncharacters", "\ufffe\uffff \ufdd0 \U0001ffff"),
+    ("variation selectors", "☺\ufe0e ☺\ufe0f 葛\U000e0100"),
+    ("special tokens", "[CLS] [SEP] [MASK] [PAD] [UNK]"),
+    ("special token in text", "The capital of France is [MASK]."),
+    ("special tokens glued", "a[SEP]b[MASK]c[CLS][CLS]"),
+    ("special tokens, lower case", "[cls] [sep] [mask] [pad] [unk]"),
+    ("special tokens of others", "<s> </s> <pad> <|endoftext|> <mask>"),
+    ("special tokens, broken", "[MASK [ MASK ] [MA\u0301SK]"),
+    ("word pieces", "##ing ## ##a #hashtag play##ing"),
+    ("unused tokens", "[unused0] [unused1]"),
+    ("url", "https://www.example.com/path/to/page.html?q=caf%C3%A9&x=1#frag"),
+    ("mail address", "first.last+tag@sub.example.co.uk"),
+    ("path", "C:\\Users\\me\\file.txt /usr/local/bin/python3"),
+    ("code", CODE),
+    ("json", '{"key": [1, 2.5e-3, null], "nested": {"a": "b\\n"}}'),
+    ("html", '<p class="x">Hello&nbsp;<b>world</b></p>'),
+    ("digits", "3.14159265358979323846 1,000,000 0xdeadbeef 192.168.0.1 2024-02-29T12:34:56Z"),
+    ("no spaces", "thequickbrownfoxjumpsoverthelazydog"),
+    ("camel case", "getElementByIdAndDoSomethingReallyLong_snake_case-kebab-case"),
+    ("spaces around", "   leading and trailing   "),
+    ("many spaces", "a          b" + " " * 300 + "c"),
+    ("natural text at the limit", PARAGRAPH * 2 + "And so on. "),
+    ("long natural text", PARAGRAPH * 4),
+    ("long chinese", "我爱北京天安门" * 50),
+    ("long emoji", "😀" * 400),
+    ("long zalgo", "Z\u0351\u036b\u0343\u036a\u0302" * 300),
+]
+
+# For the tiny models and the tokenizer variants, whose vocabulary is VOCAB below.
+TINY_TEXTS = [
+    "",
+    "Hello, world!",
+    "hello hello the cat sat on the mat",
+    "Café CAFÉ cafe\u0301 Über über naïve",
+    "中文 and 文字, hello中world",
+    "[CLS] a [MASK] b [SEP] [PAD] [UNK] [mask] [sep]",
+    "unhappily running runners ran",
+    "an unknown ☃ snowman and \u0661\u0662",
+    "tabs\tand\nnew lines\x00 nul \ufffd \u200b zero",
+    "İstanbul STRASSE Straße",
+    "the quick brown fox jumps over the lazy dog. " * 6,
+    "x" * 101 + " y",
+    "The Cat <new> <NEW> Sat <tok>on<tok>",
+    "  the world  ",
+    "helloworld othello hello-hello",
+]
+
+
+def tiny_vocab():
+    words = """the The a A an and And in on of to is Hello hello HELLO world World cat Cat sat Sat mat dog fox quick
+        brown lazy over jump run ran un happi happy walk talk new lines tab nul zero know known un istanbul strasse
+        cafe Cafe café Café CAFÉ uber über Über naive naïve snow man line < > tok""".split()
+    pieces = "s ing ly ed er ers ning ners un ps py pily known man stan bul ß é e É CAF AF ing i\u0307 \u0301 \u0308".split()
+    chars = [chr(c) for c in range(33, 127)]
+    other = list("éÉüÜïßİ中文字") + ["\u0301", "\u0308", "i\u0307", "x" * 3, "م"]
+    tail = [chr(c) for c in range(97, 123)] + [chr(c) for c in range(65, 91)] + list("0123456789")
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + chars + other + words
+    vocab += ["##" + p for p in pieces] + ["##" + c for c in tail]
+    return list(dict.fromkeys(vocab))
+
+
+VOCAB = tiny_vocab()
+
+# -------------------------------------------------------------------------------------------- helpers
+
+
+def dump(path, value, indent=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=True) + "\n", encoding="utf-8")
+
+
+def dump_rows(path, head, key, rows):
+    """JSON with one row a line, so that a change of one row is one line in a diff."""
+    lines = ",\n".join("  " + json.dumps(r, ensure_ascii=True) for r in rows)
+    text = json.dumps(head, indent=1, ensure_ascii=True).rstrip("}\n") + f',\n "{key}": [\n{lines}\n ]\n}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def versions():
+    return {
+        "sentence_transformers": sentence_transformers.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def load(directory):
+    return SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": "float32"})
+
+
+def ids_of(model, text):
+    """The ids that go into the model, and how many there are without the limit."""
+    ids = model.preprocess([text])["input_ids"][0].tolist()
+    model.tokenizer.backend_tokenizer.no_truncation()
+    model.tokenizer.backend_tokenizer.no_padding()
+    total = len(model.tokenizer.backend_tokenizer.encode(text).ids)
+    return ids, total
+
+
+def golden_rows(model, texts, prompt=""):
+    rows = []
+    for name, text in texts:
+        ids, total = ids_of(model, prompt + text)
+        row = {"ids": ids, "total_tokens": total}
+        # the tiny models share their texts, which lie in one file
+        rows.append(row if name is None else {"name": name, "text": text, **row})
+    return rows
+
+
+def vectors_of(model, texts):
+    """[rows, dim] float32, one text at a time; also checks that a batch agrees."""
+    one = np.stack([model.encode(t, convert_to_numpy=True) for t in texts]).astype("<f4")
+    many = model.encode(list(texts), batch_size=16, convert_to_numpy=True)
+    difference = np.abs(one - many).max()
+    assert one.dtype == np.float32 and np.isfinite(one).all()
+    assert difference < 5e-6, difference
+    return one, float(difference)
+
+
+# --------------------------------------------------------------------------------------------- MiniLM
+
+
+def minilm(directory, out):
+    model = load(directory)
+    texts = AWKWARD + [(f"sentence {i}", s) for i, s in enumerate(SENTENCES)]
+    rows = golden_rows(model, texts)
+    vectors, difference = vectors_of(model, [t for _, t in texts])
+    head = {
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "model.safetensors sha256": hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest(),
+        "versions": versions(),
+        "max_seq_length": model.max_seq_length,
+        "dim": vectors.shape[1],
+        "batch_against_single": difference,
+    }
+    dump_rows(out / "minilm" / "golden.json", head, "rows", rows)
+    vectors.tofile(out / "minilm" / "golden.f32")
+    print(f"minilm: {len(rows)} rows, batch against single {difference:.1e}")
+
+
+# ---------------------------------------------------------------------------------------- tiny models
+
+
+def random_bert(seed, hidden, heads, intermediate, layers, act, positions=48):
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(VOCAB),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        hidden_act=act,
+        max_position_embeddings=positions,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    model = BertModel(config).eval()
+    # far from the usual initialisation: every weight must matter, biases and layernorms included
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "LayerNorm.weight" in name:
+                p.copy_(1 + 0.3 * torch.randn_like(p))
+            elif p.dim() == 1:
+                p.copy_(0.3 * torch.randn_like(p))
+            elif "embeddings" in name:
+                p.copy_(0.7 * torch.randn_like(p))
+            else:
+                p.copy_(1.5 / p.shape[1] ** 0.5 * torch.randn_like(p))
+    return config, model
+
+
+def write_vocab(path, vocab=VOCAB):
+    path.write_text("".join(t + "\n" for t in vocab), encoding="utf-8", newline="")
+
+
+def tokenizer_json(lowercase=True, strip_accents=None, chinese=True, vocab=VOCAB, added=(), **more):
+    """A tokenizer.json as the library writes it."""
+    tok = tokenizers.Tokenizer(tokenizers.models.WordPiece({t: i for i, t in enumerate(vocab)}, unk_token="[UNK]"))
+    tok.normalizer = tokenizers.normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
+    )
+    tok.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tok.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    cls, sep = vocab.index("[CLS]"), vocab.index("[SEP]")
+    tok.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+    tok.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tok.add_tokens(list(added))
+    value = json.loads(tok.to_str())
+    value.update(more)
+    return value
+
+
+SPECIALS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+BERT = {"tokenizer_class": "BertTokenizer", "model_max_length": 512, **SPECIALS}
+
+POOLINGS = ["cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens"]
+
+
+def classic(directory, config, model, pooling, normalize, max_seq_length=32, dtype=torch.float32, rename=None,
+            modules=True, vocab_only=False, sharded=False, prompts=None):
+    """A directory as sentence-transformers before 5.4 wrote it."""
+    directory.mkdir(parents=True)
+    values = config.to_dict()
+    for key in ("dtype", "torch_dtype", "_name_or_path", "transformers_version"):
+        values.pop(key, None)
+    values["architectures"] = ["BertModel"]
+    values["torch_dtype"] = str(dtype).removeprefix("torch.")
+    dump(directory / "config.json", values)
+
+    state = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items() if "position_ids" not in k}
+    if rename:
+        state = {rename(k): v for k, v in state.items()}
+    if sharded:
+        names = sorted(state)
+        shards = [names[::2], names[1::2]]
+        index = {}
+        for i, shard in enumerate(shards):
+            file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+            save_file({k: state[k] for k in shard}, directory / file, {"format": "pt"})
+            index.update({k: file for k in shard})
+        total = sum(v.numel() * v.element_size() for v in state.values())
+        dump(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    else:
+        save_file(state, directory / "model.safetensors", {"format": "pt"})
+
+    write_vocab(directory / "vocab.txt")
+    if not vocab_only:
+        dump(directory / "tokenizer.json", tokenizer_json(), indent=None)
+        dump(directory / "tokenizer_config.json", {**BERT, "do_lower_case": True})
+        dump(directory / "special_tokens_map.json", SPECIALS)
+    if not modules:
+        return
+    kinds = ["Transformer", "Pooling"] + ["Normalize"] * normalize
+    dump(directory / "modules.json", [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ])
+    dump(directory / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
+    flags = {f"pooling_mode_{p}": p in pooling for p in POOLINGS}
+    dump(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size, **flags})
+    st = {"__version__": {"sentence_transformers": "2.2.2", "transformers": "4.30.0", "pytorch": "2.0.1"}}
+    if prompts:
+        st.update(prompts)
+    dump(directory / "config_sentence_transformers.json", st)
+
+
+def current(directory, config, model, pooling, normalize, scratch):
+    """A directory as sentence-transformers 6 writes it."""
+    plain = scratch / directory.parent.name
+    plain.mkdir()
+    model.save_pretrained(plain)
+    write_vocab(plain / "vocab.txt")
+    BertTokenizer(vocab=str(plain / "vocab.txt"), model_max_length=40).save_pretrained(plain)
+    module = Transformer(str(plain))
+    chain = [module, Pooling(config.hidden_size, pooling_mode=pooling)] + [Normalize()] * normalize
+    whole = SentenceTransformer(modules=chain, device="cpu")
+    whole.save(str(directory), create_model_card=False)
+
+
+def legacy_name(name):
+    name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return "bert." + name
+
+
+def tiny_models(out, scratch):
+    cls, mx, mean, sqrt = POOLINGS
+    prompts = {"prompts": {"query": "the quick ", "passage": ""}, "default_prompt_name": "query"}
+    f16, bf16 = torch.float16, torch.bfloat16
+    #        name              hidden heads inter layers act        how
+    specs = [
+        ("current-mean",       32, 4, 64, 2, "gelu",       dict(current="mean", normalize=True)),
+        ("current-cls-max",    24, 2, 52, 1, "gelu_pytorch_tanh", dict(current=["cls", "max"], normalize=False)),
+        ("classic-mean",       48, 3, 100, 1, "gelu_new",  dict(pooling=[mean], normalize=True)),
+        ("classic-cls",        64, 1, 64, 1, "relu",      dict(pooling=[cls], normalize=False)),
+        ("classic-max",        40, 5, 52, 1, "silu",       dict(pooling=[mx], normalize=False)),
+        ("classic-sqrt",       24, 2, 52, 1, "quick_gelu", dict(pooling=[sqrt], normalize=False)),
+        ("classic-concat",     24, 3, 52, 1, "gelu",       dict(pooling=POOLINGS, normalize=True)),
+        ("f16",                32, 2, 64, 2, "gelu",       dict(pooling=[mean], normalize=True, dtype=f16)),
+        ("bf16",               40, 5, 52, 2, "gelu",       dict(pooling=[cls], normalize=True, dtype=bf16)),
+        ("legacy-names",       24, 2, 36, 2, "tanh",       dict(pooling=[mean], normalize=False, rename=legacy_name)),
+        ("no-modules",         32, 1, 72, 1, "gelu",       dict(pooling=[], normalize=False, modules=False)),
+        ("vocab-txt-sharded",  24, 2, 52, 2, "gelu",       dict(pooling=[mean], normalize=True, vocab_only=True, sharded=True)),
+        ("default-prompt",     24, 3, 40, 1, "gelu",       dict(pooling=[mean], normalize=True, prompts=prompts)),
+    ]
+    for seed, (name, hidden, heads, intermediate, layers, act, how) in enumerate(specs):
+        config, model = random_bert(seed, hidden, heads, intermediate, layers, act)
+        directory = out / "tiny" / name / "model"
+        if "current" in how:
+            current(directory, config, model, how["current"], how["normalize"], scratch)
+        else:
+            classic(directory, config, model, **how)
+        loaded = load(directory)
+        prompt = loaded.prompts.get(loaded.default_prompt_name) or "" if loaded.default_prompt_name else ""
+        rows = golden_rows(loaded, [(None, t) for t in TINY_TEXTS], prompt)
+        vectors, difference = vectors_of(loaded, TINY_TEXTS)
+        head = {
+            "versions": versions(),
+            "max_seq_length": loaded.max_seq_length,
+            "dim": vectors.shape[1],
+            "prompt": prompt,
+            "batch_against_single": difference,
+        }
+        dump_rows(out / "tiny" / name / "golden.json", head, "rows", rows)
+        vectors.tofile(out / "tiny" / name / "golden.f32")
+        print(f"{name}: dim {vectors.shape[1]}, batch against single {difference:.1e}, max |v| {np.abs(vectors).max():.2f}")
+
+
+# --------------------------------------------------------------------------------- tokenizer variants
+
+
+def tokenizer_variants(out, scratch):
+    """Directories of tokenizer files, one for each rule of loading; ids by way of a whole SentenceTransformer."""
+    added = [
+        tokenizers.AddedToken("<new>", normalized=True, special=False),
+        tokenizers.AddedToken("<tok>", lstrip=True, rstrip=True, normalized=False, special=True),
+    ]
+    whole = tokenizer_json
+    token = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    decoder = {str(i): {"content": VOCAB[i], **token} for i in range(5)}
+    decoder[str(len(VOCAB))] = {"content": "<new>", **token, "normalized": True, "special": False}
+    left = {"direction": "Left", "max_length": 128, "strategy": "LongestFirst", "stride": 0}
+    right = {**left, "direction": "Right", "max_length": 4}
+    padding = {"strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "[PAD]"}
+    renamed = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"] + VOCAB[5:]
+    crlf = "".join(t + "\r\n" for t in VOCAB)
+    repeated = VOCAB[:-1] + ["cat", VOCAB[-1]]
+    cased = {**BERT, "do_lower_case": False}
+    fast = {**BERT, "tokenizer_class": "PreTrainedTokenizerFast"}
+
+    # name: (rule, tokenizer.json, tokenizer_config.json, {other file: text}, sentence_bert_config's do_lower_case)
+    variants = {
+        "plain": ("12", whole(), {**BERT, "do_lower_case": True}, {}, False),
+        "config-cased": ("12", whole(), cased, {}, False),
+        "config-strips-accents": ("12", whole(), {**cased, "strip_accents": True}, {}, False),
+        "config-keeps-accents": ("12", whole(), {**BERT, "strip_accents": False}, {}, False),
+        "config-no-chinese": ("12", whole(), {**BERT, "tokenize_chinese_chars": False}, {}, False),
+        "config-missing": ("13", whole(lowercase=False, chinese=False), None, {}, False),
+        "config-silent": ("13", whole(lowercase=False, strip_accents=False), BERT, {}, False),
+        "unchanged-fast": ("14", whole(lowercase=False, strip_accents=False), {**fast, "do_lower_case": True}, {}, False),
+        "unchanged-backend": ("14", whole(chinese=False), {**fast, "tokenizer_class": "TokenizersBackend"}, {}, False),
+        "unchanged-left": ("14", whole(truncation=left, padding=padding), fast, {}, False),
+        "truncation-left": ("15", whole(truncation=left), BERT, {}, False),
+        "truncation-right": ("15", whole(truncation=right), BERT, {}, False),
+        "truncation-side": ("15", whole(truncation=right), {**BERT, "truncation_side": "left"}, {}, False),
+        "truncation-side-right": ("15", whole(truncation=left), {**BERT, "truncation_side": "right"}, {}, False),
+        "padding-fixed": ("16", whole(padding=padding, truncation=right), BERT, {}, False),
+        "vocab-txt": ("18", None, {**BERT, "do_lower_case": True}, {"vocab.txt": None}, False),
+        "vocab-txt-alone": ("18", None, None, {"vocab.txt": None}, False),
+        "vocab-txt-cased": ("18", None, cased, {"vocab.txt": None}, False),
+        "vocab-txt-crlf": ("18", None, BERT, {"vocab.txt": crlf}, False),
+        "vocab-txt-repeated": ("18", None, BERT, {"vocab.txt": "".join(t + "\n" for t in repeated)}, False),
+        "vocab-txt-renamed": ("18", None, {"tokenizer_class": "BertTokenizer", "unk_token": "<unk>", "sep_token": "</s>",
+                                           "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"},
+                              {"vocab.txt": "".join(t + "\n" for t in renamed)}, False),
+        "lower-case-module": ("10", whole(lowercase=False), cased, {}, True),
+        "lower-case-module-unchanged": ("10", whole(lowercase=False), fast, {}, True),
+        "lower-case-module-twice": ("10", whole(), BERT, {}, True),
+        "added-tokens": ("22", whole(added=added), BERT, {}, False),
+        "added-tokens-cased": ("22", whole(lowercase=False, added=added), cased, {}, False),
+        "added-tokens-unchanged": ("22", whole(added=added), fast, {}, False),
+        "added-tokens-decoder": ("22", whole(), {**BERT, "added_tokens_decoder": decoder}, {}, False),
+        "added-tokens-file": ("22", None, BERT, {"vocab.txt": None, "added_tokens.json": json.dumps({"<new>": len(VOCAB)})}, False),
+        "special-tokens-map": ("22", whole(), {"tokenizer_class": "BertTokenizer"},
+                               {"special_tokens_map.json": json.dumps({**SPECIALS, "mask_token": {"content": "[MASK]", **token, "lstrip": True},
+                                "additional_special_tokens": ["hello"]})}, False),
+        "extra-special-tokens": ("22", whole(), {**BERT, "additional_special_tokens": ["hello", "<tok>"]}, {}, False),
+        "split-special-tokens": ("23", whole(), {**BERT, "split_special_tokens": True}, {}, False),
+    }
+    max_seq_length = 20
+    config, model = random_bert(0, 8, 1, 8, 1, "relu")
+    config.vocab_size = len(VOCAB) + 4
+    model.resize_token_embeddings(config.vocab_size)
+    for name, (rule, tokenizer, tokenizer_config, files, lower) in variants.items():
+        directory = out / "tokenizers" / name
+        directory.mkdir(parents=True)
+        if tokenizer is not None:
+            dump(directory / "tokenizer.json", tokenizer, indent=None)
+        if tokenizer_config is not None:
+            dump(directory / "tokenizer_config.json", tokenizer_config)
+        for file, text in files.items():
+            if text is None:
+                write_vocab(directory / file)
+            else:
+                (directory / file).write_text(text, encoding="utf-8", newline="")
+
+        whole_model = scratch / name
+        shutil.copytree(directory, whole_model)
+        values = {**config.to_dict(), "vocab_size": config.vocab_size}
+        dump(whole_model / "config.json", values)
+        save_file(dict(model.state_dict()), whole_model / "model.safetensors", {"format": "pt"})
+        dump(whole_model / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": lower})
+        dump(whole_model / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}])
+        loaded = load(whole_model)
+        rows = golden_rows(loaded, [(None, t) for t in TINY_TEXTS])
+        head = {
+            "rule": rule,
+            "versions": versions(),
+            "do_lower_case": lower,
+            "vocab_size": config.vocab_size,
+            "max_seq_length": max_seq_length,
+        }
+        dump_rows(directory / "golden.json", head, "rows", rows)
+    print(f"{len(variants)} tokenizer variants")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("minilm", type=Path, help="directory of all-MiniLM-L6-v2")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "fixtures")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for part in ("minilm", "tiny", "tokenizers"):
+        shutil.rmtree(args.out / part, ignore_errors=True)
+    dump(args.out / "tiny_texts.json", TINY_TEXTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer_variants(args.out, Path(scratch))
+        tiny_models(args.out, Path(scratch))
+    minilm(args.minilm, args.out)
+
+
+if __name__ == "__main__":
+    main()
