@@ -1,53 +1,76 @@
-//! Throw-away front: enough to build and try `fetch` and `bench`.
+//! The command's room: arguments in, exit code out. Uses only the library's public items.
+//!
+//! Exit codes: 0 done; 1 done, but some rows were bad and skipped; 2 an error, said on stderr; 130 stopped by
+//! a signal. A reader of stdout that goes away ends the command quietly with 0.
+
+mod args;
 mod bench;
+mod compute;
+mod embed;
 mod fetch;
+mod info;
+mod input;
+mod journal;
+mod output;
+mod provenance;
+mod report;
+
+use args::{Args, BenchCommand, Command, ModelArgs};
+use bench::BenchError;
+use berthier::Embedder;
 use clap::Parser;
-use std::io::Write;
+use report::{Failure, Report};
+use std::path::PathBuf;
 use std::process::ExitCode;
-#[derive(Parser)]
-enum Command {
-    Info {
-        #[arg(long)]
-        model: Option<String>,
-        #[arg(long)]
-        revision: Option<String>,
-    },
-    Bench {
-        #[arg(long)]
-        model: Option<String>,
-        #[arg(long)]
-        threads: Option<std::num::NonZeroUsize>,
-        #[command(flatten)]
-        bench: bench::BenchArgs,
-    },
+use std::time::Instant;
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Everything asked for was done.
+    Done,
+    /// Done, but some rows were bad and skipped.
+    BadRows,
 }
-#[allow(clippy::print_stderr, clippy::print_stdout, reason = "throw-away")]
+
+/// Runs the command line.
 pub(crate) fn main() -> ExitCode {
-    let run = || -> Result<(), Box<dyn std::error::Error>> {
-        let mut notify = |line: &str| eprintln!("{line}");
-        match Command::parse() {
-            Command::Info { model, revision } => {
-                println!("{}", fetch::resolve(model.as_deref(), revision.as_deref(), &mut notify)?.display())
-            }
-            Command::Bench { model, threads, bench } => {
-                let dir = fetch::resolve(model.as_deref(), None, &mut notify)?;
-                let clock = std::time::Instant::now();
-                let mut options = berthier::Options::new(dir.to_string_lossy());
-                if let Some(t) = threads {
-                    options = options.threads(t);
-                }
-                let embedder = berthier::Embedder::load(options)?;
-                bench::run(&bench, &embedder, clock.elapsed().as_secs_f64(), &mut std::io::stdout().lock())?;
-                std::io::stdout().flush()?;
-            }
-        }
-        Ok(())
+    let args = Args::parse();
+    let result = match &args.command {
+        Command::Embed(args) => embed::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Bench(args) => measure(args),
     };
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("berthier: {e}");
+    match result {
+        Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Ok(Outcome::BadRows) => ExitCode::from(1),
+        Err(Failure::Error(message)) => {
+            report::say("error", &message);
             ExitCode::from(2)
         }
+        Err(Failure::Interrupted(message)) => {
+            report::say("interrupted", &message);
+            ExitCode::from(130)
+        }
+    }
+}
+
+/// The directory of the model that was asked for, fetched if need be.
+fn resolve(args: &ModelArgs, report: &Report) -> Result<PathBuf, Failure> {
+    let mut notify = |message: &str| report.note(message);
+    fetch::resolve(args.model.as_deref(), args.revision.as_deref(), &mut notify)
+        .map_err(|e| Failure::chain(&e))
+}
+
+/// Loads a model and lets `bench` measure it.
+fn measure(args: &BenchCommand) -> Result<Outcome, Failure> {
+    let dir = resolve(&args.model, &Report::new(false))?;
+    let clock = Instant::now();
+    let embedder = Embedder::load(args.model.options(&dir)?)?;
+    let load_seconds = clock.elapsed().as_secs_f64();
+    match bench::run(&args.bench, &embedder, load_seconds, &mut std::io::stdout().lock()) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(BenchError::Write(e)) => Err(Failure::stream("standard output", &e)),
+        Err(e) => Err(Failure::chain(&e)),
     }
 }

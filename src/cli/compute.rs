@@ -1,0 +1,114 @@
+//! One block of rows to vectors, with every row that cannot be one set apart by its place.
+
+use super::input::Row;
+use super::output::{Computed, Dtype, storable};
+use super::report::Failure;
+use berthier::{Embedder, Error, TokenCount};
+
+/// What ends a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) stop_at_bad: bool,
+    pub(crate) stop_at_cut: bool,
+    /// What the vectors are stored as: a component that does not fit makes a bad row.
+    pub(crate) dtype: Dtype,
+}
+
+/// The rows up to the first that ends the run, and that end. Without `vectors` only tokens are counted.
+///
+/// # Errors
+/// What is no row's fault, such as a device that failed.
+pub(crate) fn compute(
+    embedder: &Embedder,
+    mut rows: Vec<Row>,
+    limits: Limits,
+    vectors: bool,
+) -> Result<(Computed, Option<Failure>), Failure> {
+    let mut failure = None;
+    if limits.stop_at_bad {
+        failure = cut_at_bad(&mut rows);
+    }
+    let dim = if vectors { embedder.dim() } else { 0 };
+    let mut computed = embed(embedder, rows, dim)?;
+    if dim > 0 {
+        for (row, vector) in computed.rows.iter_mut().zip(computed.vectors.chunks_exact_mut(dim)) {
+            if row.text.is_ok()
+                && let Err(message) = storable(limits.dtype, vector)
+            {
+                row.text = Err(message);
+                vector.fill(f32::NAN);
+            }
+        }
+    }
+    if limits.stop_at_bad {
+        failure = cut_at_bad(&mut computed.rows).or(failure);
+    }
+    if limits.stop_at_cut
+        && let Some(i) = computed.tokens[..computed.rows.len()].iter().position(TokenCount::truncated)
+    {
+        let TokenCount { used, total } = computed.tokens[i];
+        failure = Some(Failure::Error(format!(
+            "{}: {total} tokens, of which {used} fit (--on-truncate warn or mark goes on)",
+            computed.rows[i].place
+        )));
+        computed.rows.truncate(i);
+    }
+    computed.tokens.truncate(computed.rows.len());
+    computed.vectors.truncate(computed.rows.len() * dim);
+    Ok((computed, failure))
+}
+
+/// Keeps the rows before the first bad one; gives the failure that it is.
+fn cut_at_bad(rows: &mut Vec<Row>) -> Option<Failure> {
+    let (i, message) = rows.iter().enumerate().find_map(|(i, r)| Some((i, r.text.as_ref().err()?)))?;
+    let message = format!("{}: {message}; --on-error skip goes on without the row", rows[i].place);
+    rows.truncate(i);
+    Some(Failure::Error(message))
+}
+
+/// Embeds the rows that have a text; `dim` 0 only tokenises.
+fn embed(embedder: &Embedder, mut rows: Vec<Row>, dim: usize) -> Result<Computed, Failure> {
+    let mut vectors = vec![0.0; rows.len() * dim];
+    loop {
+        let good: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].text.is_ok()).collect();
+        let texts: Vec<&str> = rows.iter().filter_map(|r| r.text.as_deref().ok()).collect();
+        let result = match dim {
+            0 => count_tokens(embedder, &texts),
+            _ => embedder.embed_into(&texts, &mut vectors[..good.len() * dim]),
+        };
+        let (counts, non_finite) = match result {
+            Ok(counts) => (counts, Vec::new()),
+            Err(Error::NonFinite { rows }) => (count_tokens(embedder, &texts)?, rows),
+            Err(Error::Row { row, message }) if row < good.len() => {
+                rows[good[row]].text = Err(message);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for row in non_finite {
+            rows[good[row]].text =
+                Err("the vector is not finite (NaN or infinity in the weights, or an overflow)".into());
+        }
+        let mut tokens = vec![TokenCount { used: 0, total: 0 }; rows.len()];
+        for (&i, count) in good.iter().zip(counts) {
+            tokens[i] = count;
+        }
+        // from the densely packed vectors to one a row, backwards as no vector moves to the front
+        if good.len() < rows.len() {
+            for (k, &i) in good.iter().enumerate().rev() {
+                vectors.copy_within(k * dim..(k + 1) * dim, i * dim);
+            }
+        }
+        for (i, row) in rows.iter().enumerate() {
+            if row.text.is_err() {
+                vectors[i * dim..(i + 1) * dim].fill(f32::NAN);
+            }
+        }
+        return Ok(Computed { rows, vectors, tokens });
+    }
+}
+
+fn count_tokens(embedder: &Embedder, texts: &[&str]) -> berthier::Result<Vec<TokenCount>> {
+    let encodings = embedder.tokenize(texts)?;
+    Ok(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }).collect())
+}

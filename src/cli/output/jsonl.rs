@@ -1,0 +1,53 @@
+//! One JSON object a line. Numbers have as many digits as tell one f32 from the next.
+
+use super::writer::Record;
+use serde_json::json;
+use std::io::Write;
+
+/// Adds a row: its id or index, tokens if they are marked, and the vector or what is wrong.
+pub(crate) fn row(out: &mut Vec<u8>, record: &Record<'_>, ids: bool, mark_truncated: bool) {
+    match ids {
+        true => push(out, format_args!("{{\"id\":{}", record.id.unwrap_or("null"))),
+        false => push(out, format_args!("{{\"index\":{}", record.index)),
+    }
+    match record.vector {
+        Ok(vector) => {
+            if mark_truncated {
+                let tokens = record.tokens;
+                push(
+                    out,
+                    format_args!(
+                        ",\"tokens_used\":{},\"tokens_total\":{},\"truncated\":{}",
+                        tokens.used,
+                        tokens.total,
+                        tokens.truncated()
+                    ),
+                );
+            }
+            out.extend(b",\"embedding\":");
+            // writing to memory does not fail, and neither do finite numbers
+            let _ = serde_json::to_writer(&mut *out, vector);
+            out.extend(b"}\n");
+        }
+        Err(message) => {
+            let error = json!(format!("{}: {message}", record.place));
+            push(out, format_args!(",\"error\":{error},\"embedding\":null}}\n"));
+        }
+    }
+}
+
+/// Adds a line of the list of cut rows.
+pub(crate) fn truncated(out: &mut Vec<u8>, record: &Record<'_>) {
+    let file = json!(&*record.place.file);
+    push(
+        out,
+        format_args!(
+            "{{\"row\":{},\"file\":{file},\"line\":{},\"tokens_used\":{},\"tokens_total\":{}}}\n",
+            record.index, record.place.line, record.tokens.used, record.tokens.total
+        ),
+    );
+}
+
+fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    let _ = out.write_fmt(text);
+}

@@ -1,0 +1,22 @@
+//! NumPy's format, version 1.0: a header of fixed size, so that the number of rows can be put in at the end.
+
+use super::Dtype;
+
+/// Room for any shape; a multiple of 64, as readers that map the file want it.
+pub(crate) const HEADER_BYTES: usize = 128;
+
+/// The header of a `[rows, dim]` array.
+pub(crate) fn header(dtype: Dtype, rows: u64, dim: usize) -> [u8; HEADER_BYTES] {
+    let descr = match dtype {
+        Dtype::Float32 => "<f4",
+        Dtype::Float16 => "<f2",
+    };
+    let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
+    let mut header = [b' '; HEADER_BYTES];
+    header[..8].copy_from_slice(b"\x93NUMPY\x01\x00");
+    header[8..10].copy_from_slice(&(HEADER_BYTES as u16 - 10).to_le_bytes());
+    // two numbers of 20 digits leave 11 bytes free
+    header[10..10 + dict.len()].copy_from_slice(dict.as_bytes());
+    header[HEADER_BYTES - 1] = b'\n';
+    header
+}

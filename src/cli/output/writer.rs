@@ -1,0 +1,230 @@
+//! Rows into the output: encoded, counted, and journalled after they are on the disk.
+
+use super::super::input::{Place, Row};
+use super::super::journal::{Counts, Fingerprint, Journal};
+use super::super::report::Failure;
+use super::partial::{Claim, Files, Part};
+use super::{Dtype, Format, Plan, jsonl, npy, raw};
+use berthier::TokenCount;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// Work that a kill can cost. Each journal waits for the disk, so not every block writes one.
+const JOURNAL_EVERY: Duration = Duration::from_secs(3);
+/// Encoded bytes are handed to the system in pieces of about this size.
+const FLUSH_BYTES: usize = 1 << 20;
+
+/// Rows with their vectors.
+#[derive(Debug)]
+pub(crate) struct Computed {
+    pub(crate) rows: Vec<Row>,
+    /// `[rows.len(), dim]`; NaN for rows without a text.
+    pub(crate) vectors: Vec<f32>,
+    /// `[rows.len()]`; zeros for rows without a text.
+    pub(crate) tokens: Vec<TokenCount>,
+}
+
+/// One row as the formats see it.
+pub(crate) struct Record<'a> {
+    pub(crate) index: u64,
+    pub(crate) place: &'a Place,
+    /// As JSON.
+    pub(crate) id: Option<&'a str>,
+    pub(crate) vector: Result<&'a [f32], &'a str>,
+    pub(crate) tokens: TokenCount,
+}
+
+/// The writing end of a run.
+pub(crate) struct Writer {
+    plan: Plan,
+    dim: usize,
+    out: Out,
+    counts: Counts,
+    main: Vec<u8>,
+    ids: Vec<u8>,
+    truncated: Vec<u8>,
+}
+
+enum Out {
+    Stream(Box<dyn Write + Send>),
+    Files { files: Box<Files>, journal: Box<Journal>, written: Option<Instant> },
+}
+
+impl Writer {
+    /// Begins a run, or goes on with the one that was claimed.
+    ///
+    /// # Errors
+    /// An interrupted run that was another job; the disk.
+    pub(crate) fn begin(
+        claim: Claim,
+        plan: &Plan,
+        dim: usize,
+        fingerprint: Fingerprint,
+    ) -> Result<Self, Failure> {
+        let mut counts = Counts::default();
+        let out = match claim {
+            Claim::Completed { .. } => return Err(Failure::Error("internal: the run is complete".into())),
+            Claim::Stream(stream) => Out::Stream(stream),
+            Claim::Files(mut files) => {
+                let journal = match files.resumed.take() {
+                    Some(journal) => {
+                        journal.check(&fingerprint, &files.main.partial)?;
+                        for part in files.parts() {
+                            part.cut(journal.bytes.get(part.name).copied().unwrap_or(0))?;
+                        }
+                        journal
+                    }
+                    None => {
+                        for part in files.parts() {
+                            part.cut(0)?;
+                        }
+                        Journal::new(fingerprint, files.overwrite)
+                    }
+                };
+                if plan.format == Format::Npy && files.main.bytes == 0 {
+                    // no reader takes zeros for a header
+                    files.main.append(&[0; npy::HEADER_BYTES])?;
+                }
+                counts = journal.counts;
+                Out::Files { files, journal: Box::new(journal), written: None }
+            }
+        };
+        let (main, ids, truncated) = Default::default();
+        let mut writer = Self { plan: plan.clone(), dim, out, counts, main, ids, truncated };
+        writer.journal(false)?;
+        if let Out::Files { written, .. } = &mut writer.out {
+            // the first block's rows are journalled at once
+            *written = None;
+        }
+        Ok(writer)
+    }
+
+    /// Sums over all rows written, an interrupted run's included.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// The disk, or nobody reading the stream.
+    pub(crate) fn write(&mut self, block: &Computed) -> Result<(), Failure> {
+        for (i, row) in block.rows.iter().enumerate() {
+            let record = Record {
+                index: self.counts.rows,
+                place: &row.place,
+                id: row.id.as_deref(),
+                vector: match &row.text {
+                    Ok(_) => Ok(&block.vectors[i * self.dim..][..self.dim]),
+                    Err(message) => Err(message),
+                },
+                tokens: block.tokens[i],
+            };
+            self.encode(&record);
+            self.counts.rows += 1;
+            self.counts.tokens += record.tokens.used as u64;
+            self.counts.truncated += u64::from(record.tokens.truncated());
+            self.counts.bad += u64::from(record.vector.is_err());
+            if self.main.len() >= FLUSH_BYTES {
+                self.flush()?;
+            }
+        }
+        self.flush()?;
+        match &mut self.out {
+            Out::Stream(stream) => stream.flush().map_err(|e| Failure::stream(self.plan.name(), &e)),
+            Out::Files { written, .. } if written.is_none_or(|t| t.elapsed() >= JOURNAL_EVERY) => {
+                self.journal(false)
+            }
+            Out::Files { .. } => Ok(()),
+        }
+    }
+
+    /// The end of a run that is not complete: keeps what is there for `--resume`. Gives the rows kept.
+    pub(crate) fn suspend(mut self) -> Result<u64, Failure> {
+        if self.counts.rows > 0 {
+            self.journal(false)?;
+        } else if let Out::Files { files, .. } = self.out {
+            files.discard();
+        }
+        Ok(self.counts.rows)
+    }
+
+    /// The end of a complete run: the files get their names.
+    pub(crate) fn finish(mut self) -> Result<Counts, Failure> {
+        if let Out::Files { files, .. } = &mut self.out
+            && self.plan.format == Format::Npy
+        {
+            files.main.patch(&npy::header(self.plan.dtype, self.counts.rows, self.dim))?;
+        }
+        self.journal(true)?;
+        match self.out {
+            Out::Stream(_) => {}
+            Out::Files { files, .. } => files.publish()?,
+        }
+        Ok(self.counts)
+    }
+
+    fn encode(&mut self, record: &Record<'_>) {
+        let plan = &self.plan;
+        match plan.format {
+            Format::Jsonl => jsonl::row(&mut self.main, record, plan.ids, plan.mark_truncated),
+            Format::Npy | Format::Raw => match record.vector {
+                Ok(vector) => raw::row(&mut self.main, plan.dtype, vector),
+                Err(_) => raw::row(&mut self.main, plan.dtype, &vec![f32::NAN; self.dim]),
+            },
+        }
+        if plan.ids_aside() {
+            self.ids.extend(record.id.unwrap_or("null").as_bytes());
+            self.ids.push(b'\n');
+        }
+        if plan.truncated_aside() && record.tokens.truncated() {
+            jsonl::truncated(&mut self.truncated, record);
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        match &mut self.out {
+            Out::Stream(stream) => {
+                stream.write_all(&self.main).map_err(|e| Failure::stream(self.plan.name(), &e))?;
+            }
+            Out::Files { files, .. } => {
+                let append = |part: &mut Option<Part>, bytes: &[u8]| match part {
+                    Some(part) => part.append(bytes),
+                    None => Ok(()),
+                };
+                files.main.append(&self.main)?;
+                append(&mut files.ids, &self.ids)?;
+                append(&mut files.truncated, &self.truncated)?;
+            }
+        }
+        self.main.clear();
+        self.ids.clear();
+        self.truncated.clear();
+        Ok(())
+    }
+
+    /// Data first, then the journal that speaks of it.
+    fn journal(&mut self, complete: bool) -> Result<(), Failure> {
+        let Out::Files { files, journal, written } = &mut self.out else { return Ok(()) };
+        for part in files.parts() {
+            part.sync()?;
+            journal.bytes.insert(part.name.into(), part.bytes);
+        }
+        journal.counts = self.counts;
+        journal.complete = complete;
+        journal.write(&files.journal).map_err(|e| Failure::io(files.journal.display(), &e))?;
+        *written = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// Why a vector cannot be stored as `dtype`.
+pub(crate) fn storable(dtype: Dtype, vector: &[f32]) -> Result<(), String> {
+    match dtype {
+        Dtype::Float32 => Ok(()),
+        Dtype::Float16 => match raw::too_large_for_f16(vector) {
+            Some(v) => Err(format!("component {v} is too large for float16 (use float32, or --normalize)")),
+            None => Ok(()),
+        },
+    }
+}
