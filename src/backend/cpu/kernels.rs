@@ -105,8 +105,8 @@ impl Kernels {
                     a: a.row(row).as_ptr(),
                     a_stride: a.stride,
                     b: b.as_ptr(),
-                    bias: bias.get(column..).map_or(std::ptr::null(), <[f32]>::as_ptr),
-                    scale: scale.get(row..).map_or(std::ptr::null(), <[f32]>::as_ptr),
+                    bias: from(bias, column),
+                    scale: from(scale, row),
                     activation,
                     residual,
                     c: out.at(row, column),
@@ -191,6 +191,11 @@ impl Kernels {
     fn lanes(&self) -> usize {
         self.nr / 2
     }
+}
+
+/// Where the floats from `first` on are; null if there are none at all.
+fn from(x: &[f32], first: usize) -> *const f32 {
+    if x.is_empty() { std::ptr::null() } else { x[first..].as_ptr() }
 }
 
 /// Compiles the generic kernels for one token type and puts them in a table, `KERNELS`.
