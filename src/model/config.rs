@@ -243,11 +243,12 @@ impl Chain {
             if !is_inside(folder) {
                 return Err(entry.wrong("path", "a folder inside the model directory"));
             }
+            let folder = if folder.is_empty() { dir.to_path_buf() } else { dir.join(folder) };
             let order = || entry.unsupported("type", "the order computed is Transformer, Pooling, Normalize");
             match module {
-                Module::Transformer if transformer.is_none() => transformer = Some(dir.join(folder)),
+                Module::Transformer if transformer.is_none() => transformer = Some(folder),
                 Module::Pooling if transformer.is_some() && pooling.is_none() => {
-                    pooling = Some(dir.join(folder));
+                    pooling = Some(folder);
                 }
                 // twice is the same as once; the folder may be missing (rule 5)
                 Module::Normalize if pooling.is_some() => normalize = true,

@@ -1,12 +1,12 @@
 //! From a model's name to its directory, without a network: a directory as it is, a snapshot in the Hugging
 //! Face cache (rules 59 and 60), or a model that the `berthier` command has fetched.
 
-use super::checkpoint::{WEIGHTS, WEIGHTS_INDEX};
+use super::checkpoint::{WEIGHTS, WEIGHTS_INDEX, is_inside};
 use super::config::not_a_directory;
 use super::json::exists;
 use crate::error::{Error, Result};
 use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// The model used where none is named.
 pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
@@ -71,7 +71,7 @@ impl Env<'_> {
             return Err(not_found(tried));
         };
         let revision = revision.unwrap_or("main");
-        if !is_inside(revision) {
+        if revision.is_empty() || !is_inside(revision) {
             tried.push(format!("'{revision}' is not a branch, tag or commit"));
             return Err(not_found(tried));
         }
@@ -187,7 +187,7 @@ fn snapshot(repo: &Path, revision: &str) -> std::result::Result<PathBuf, String>
         Err(_) => revision.to_owned(), // a commit names itself
     };
     let dir = snapshots.join(&commit);
-    if !is_inside(&commit) || !dir.is_dir() {
+    if commit.is_empty() || !is_inside(&commit) || !dir.is_dir() {
         return Err(format!("{}: no revision '{revision}'", repo.display()));
     }
     complete(&dir).map(|()| dir)
@@ -210,11 +210,6 @@ fn complete(dir: &Path) -> std::result::Result<(), String> {
     } else {
         Err(format!("{}: no {WEIGHTS} in it (an unfinished download?)", dir.display()))
     }
-}
-
-/// Whether a relative path stays inside the folder that it is joined to.
-fn is_inside(path: &str) -> bool {
-    !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
 #[cfg(test)]
