@@ -1,82 +1,223 @@
 //! The CPU backend: our own SIMD kernels, chosen at run time.
+//!
+//! A batch is cut at sequence borders into tiles of a few hundred tokens. With a tile or more for each
+//! thread, each thread takes tiles through the whole model while their activations stay in its cache;
+//! otherwise (one text, a few short ones, one very long one) the threads share each step of a tile. A
+//! vector's bits are the same either way.
+#![allow(unsafe_code, reason = "tiles write their own rows of the output")]
 
 use super::{Backend, BackendOptions, Capacity};
 use crate::batch::PackedBatch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{ModelDesc, Weights};
-use std::fmt;
-use std::str::FromStr;
+use crate::threads::Threads;
+use forward::Forward;
+use gemm::SharedMut;
+use kernels::Kernels;
+use std::ops::Range;
+use team::Team;
+use weights::Packed;
+use workspace::{HeadScratch, Pool, Workspace};
 
-/// An instruction set that the kernels are written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Isa {
-    /// Plain Rust that the compiler vectorises for the target's baseline.
-    Portable,
-    /// x86-64 with AVX2 and FMA.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
-    Avx512,
+#[doc(hidden)]
+pub mod bench;
+mod buffer;
+mod forward;
+mod gemm;
+mod generic;
+mod isa;
+mod kernels;
+mod portable;
+mod team;
+#[cfg(test)]
+mod tests;
+mod vector;
+mod weights;
+mod workspace;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use isa::Isa;
+
+/// Tokens of a tile: at least so many that reading all weights once for each tile costs little beside the
+/// arithmetic (the weights of all layers come from the level 3 cache or from memory), at most what keeps
+/// tiles small beside a batch.
+const TILE_TOKENS: Range<usize> = 128..512;
+/// Tokens for each thread below which threads share the steps of a tile instead of taking tiles: with fewer,
+/// each thread would spend its time on reading all weights for itself.
+const LEAST_TILE_TOKENS: usize = 64;
+/// Sequences up to this length are tiles for one thread; longer ones are shared by all.
+const LONGEST_NARROW: usize = 512;
+/// Where the processor does not tell.
+const DEFAULT_L2_BYTES: usize = 1 << 20;
+
+/// One model on the CPU.
+pub struct CpuBackend {
+    desc: ModelDesc,
+    isa: Isa,
+    kernels: &'static Kernels,
+    weights: Packed,
+    threads: Threads,
+    max_tokens: usize,
+    tile_tokens: usize,
+    /// One for each thread.
+    narrow: Pool<Workspace>,
+    narrow_tokens: usize,
+    /// Of a tile that all threads share.
+    wide: Workspace,
+    /// One for each thread.
+    heads: Pool<HeadScratch>,
+    submitted: Option<PackedBatch>,
+    plan: Plan,
 }
 
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Portable => "portable",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
+/// Tiles of a batch, as ranges of sequences. Kept for its memory.
+#[derive(Debug, Default, PartialEq)]
+struct Plan {
+    /// Each for one thread.
+    narrow: Vec<Range<usize>>,
+    /// Each for all threads, one after another.
+    wide: Vec<Range<usize>>,
+}
+
+impl std::fmt::Debug for CpuBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuBackend").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+impl CpuBackend {
+    /// Packs the weights and makes the workspaces.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable) if the machine lacks the instruction set
+    /// asked for, [`Error::InvalidOption`](crate::Error::InvalidOption) if `BERTHIER_ISA` is none.
+    pub fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Result<Self> {
+        let isa = Isa::choose(options.isa)?;
+        let kernels = isa.kernels()?;
+        let threads = options.threads.clone();
+        let longest = desc.max_position_embeddings;
+
+        let tile_tokens = tile_tokens(l2_bytes(), desc);
+        let single = threads.count() == 1;
+        let narrow_tokens = tile_tokens.max(if single { longest } else { longest.min(LONGEST_NARROW) });
+        let wide_tokens =
+            if single { 0 } else { longest.max(narrow_tokens).max(LEAST_TILE_TOKENS * threads.count()) };
+        let each = |_| Workspace::new(desc, narrow_tokens);
+        let head = |_| HeadScratch::new(desc.head_dim(), longest, kernels.nr);
+        Ok(Self {
+            desc: desc.clone(),
+            isa,
+            kernels,
+            weights: Packed::new(desc, weights, kernels.nr, Team::All(&threads)),
+            max_tokens: options.max_tokens,
+            tile_tokens,
+            narrow: Pool::new((0..threads.count()).map(each).collect()),
+            narrow_tokens,
+            wide: Workspace::new(desc, wide_tokens),
+            heads: Pool::new((0..threads.count()).map(head).collect()),
+            submitted: None,
+            plan: Plan::default(),
+            threads,
         })
     }
 }
 
-impl FromStr for Isa {
-    type Err = Error;
+/// A core's level 2 cache.
+fn l2_bytes() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let found = x86_64::l2_bytes();
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = None;
+    found.unwrap_or(DEFAULT_L2_BYTES)
+}
 
-    fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "portable" => Ok(Self::Portable),
-            "avx2" => Ok(Self::Avx2),
-            "avx512" => Ok(Self::Avx512),
-            _ => Err(Error::InvalidOption {
-                name: "isa",
-                message: format!("'{s}': one of portable, avx2, avx512"),
-            }),
+/// As many tokens as have their activations in half of the cache; the weights stream through the other half.
+fn tile_tokens(l2_bytes: usize, desc: &ModelDesc) -> usize {
+    (l2_bytes / 2 / Workspace::token_bytes(desc)).clamp(TILE_TOKENS.start, TILE_TOKENS.end)
+}
+
+impl Plan {
+    /// Cuts sequences of the given ends (`cu_seqlens`) into tiles.
+    fn fill(&mut self, cu_seqlens: &[u32], threads: usize, tile_tokens: usize, narrow: usize, wide: usize) {
+        self.narrow.clear();
+        self.wide.clear();
+        let seqs = cu_seqlens.len().saturating_sub(1);
+        if seqs == 0 {
+            return;
         }
-    }
-}
+        let end = |i: usize| cu_seqlens[i + 1] as usize;
+        let total = end(seqs - 1);
+        let shared = threads > 1 && total < LEAST_TILE_TOKENS * threads;
+        let limit = if shared { wide } else { narrow };
+        // as many tiles for each thread, all about equal
+        let tiles = if shared { 1 } else { total.div_ceil(tile_tokens * threads) * threads };
 
-impl Isa {
-    /// Those that this machine can run, best last.
-    pub fn available() -> Vec<Self> {
-        vec![Self::Portable]
-    }
-}
-
-/// One model on the CPU.
-#[derive(Debug)]
-pub struct CpuBackend {}
-
-impl CpuBackend {
-    /// Packs the weights.
-    ///
-    /// # Errors
-    /// [`Error::DeviceUnavailable`] if the machine lacks the instruction set asked for.
-    pub fn new(_desc: &ModelDesc, _weights: &Weights, _options: &BackendOptions) -> Result<Self> {
-        Ok(Self {})
+        let (mut first, mut cut) = (0, 1);
+        for i in 0..seqs {
+            let start = cu_seqlens[first] as usize;
+            let last = i + 1 == seqs;
+            if !last && end(i) * tiles < cut * total && end(i + 1) - start <= limit {
+                continue;
+            }
+            let list = if shared || end(i) - start > limit { &mut self.wide } else { &mut self.narrow };
+            list.push(first..i + 1);
+            first = i + 1;
+            while cut * total <= end(i) * tiles {
+                cut += 1;
+            }
+        }
     }
 }
 
 impl Backend for CpuBackend {
     fn name(&self) -> String {
-        "cpu".into()
+        let threads = self.threads.count();
+        format!("cpu {}, {threads} {}", self.isa, if threads == 1 { "thread" } else { "threads" })
     }
+
     fn capacity(&self) -> Capacity {
-        Capacity { max_tokens: 0, in_flight: 1, weight_bytes: 0, workspace_bytes: 0 }
+        Capacity {
+            max_tokens: self.max_tokens,
+            in_flight: 1,
+            weight_bytes: self.weights.bytes(),
+            workspace_bytes: self.wide.bytes()
+                + self.narrow.total(Workspace::bytes)
+                + self.heads.total(HeadScratch::bytes),
+        }
     }
-    fn submit(&mut self, _batch: PackedBatch) -> Result<()> {
+
+    fn submit(&mut self, batch: PackedBatch) -> Result<()> {
+        assert!(self.submitted.is_none(), "one batch at a time");
+        self.submitted = Some(batch);
         Ok(())
     }
-    fn collect(&mut self, _out: &mut [f32]) -> Result<PackedBatch> {
-        Ok(PackedBatch::default())
+
+    fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
+        let batch = self.submitted.take().expect("a batch was submitted");
+        let dim = self.desc.dim();
+        assert_eq!(out.len(), batch.len() * dim, "one vector per sequence");
+        let (threads, narrow_tokens, wide_tokens) =
+            (self.threads.count(), self.narrow_tokens, self.wide.tokens());
+        self.plan.fill(&batch.cu_seqlens, threads, self.tile_tokens, narrow_tokens, wide_tokens);
+
+        let out = SharedMut::new(out, batch.len(), dim, dim);
+        let forward = Forward {
+            desc: &self.desc,
+            kernels: self.kernels,
+            weights: &self.weights,
+            heads: &self.heads,
+            batch: &batch,
+        };
+        for seqs in &self.plan.wide {
+            // SAFETY: one tile after another
+            unsafe { forward.tile(Team::All(&self.threads), &mut self.wide, seqs.clone(), &out) };
+        }
+        let tiles = &self.plan.narrow;
+        self.threads.for_each(tiles.len(), |i| {
+            // SAFETY: tiles have no sequence in common
+            self.narrow.with(|ws| unsafe { forward.tile(Team::One, ws, tiles[i].clone(), &out) });
+        });
+        Ok(batch)
     }
 }

@@ -1,0 +1,160 @@
+//! The forward pass of one tile of tokens: embed, the layers, pool.
+//!
+//! A tile is a run of whole sequences. One thread takes it through all layers while its activations stay in
+//! that core's cache, or all threads share each step. Both give the same bits: no step's result for a row
+//! depends on how the step is cut.
+#![allow(unsafe_code, reason = "threads write rows of one matrix")]
+
+use super::gemm::{Matrix, SharedMut, gemm, pack_keys, pack_values};
+use super::kernels::{Epilogue, Kernels};
+use super::team::Team;
+use super::weights::{Norm, Packed};
+use super::workspace::{HeadScratch, Pool, Workspace, matrix, matrix_mut, row_stride};
+use crate::batch::PackedBatch;
+use crate::model::ModelDesc;
+use std::ops::Range;
+
+/// What every tile reads.
+pub(super) struct Forward<'a> {
+    pub(super) desc: &'a ModelDesc,
+    pub(super) kernels: &'static Kernels,
+    pub(super) weights: &'a Packed,
+    pub(super) heads: &'a Pool<HeadScratch>,
+    pub(super) batch: &'a PackedBatch,
+}
+
+impl Forward<'_> {
+    /// Computes the sequences `seqs` and writes their vectors to their rows of `out`, `[batch, dim]`.
+    ///
+    /// # Safety
+    /// No one else touches these rows of `out` meanwhile.
+    pub(super) unsafe fn tile(
+        &self,
+        team: Team<'_>,
+        ws: &mut Workspace,
+        seqs: Range<usize>,
+        out: &SharedMut<'_>,
+    ) {
+        let (h, kernels) = (self.desc.hidden_size, self.kernels);
+        let tokens = self.batch.seq(seqs.start).start..self.batch.seq(seqs.end - 1).end;
+        let m = tokens.len();
+        assert!(m <= ws.tokens(), "a tile of {m} tokens in a workspace for {}", ws.tokens());
+        let (x_stride, qkv_stride, inner_stride) = (ws.x_stride, ws.qkv_stride, ws.inner_stride);
+
+        self.embed(team, tokens.clone(), &matrix_mut(&mut ws.x, m, h, x_stride));
+        for layer in &self.weights.layers {
+            let x = matrix(&ws.x, m, h, x_stride);
+            gemm(kernels, team, x, &layer.qkv, None, false, &mut ws.wide, qkv_stride);
+            let qkv = matrix(&ws.wide, m, 3 * h, qkv_stride);
+            let context = matrix_mut(&mut ws.context, m, h, x_stride);
+            self.attention(team, seqs.clone(), qkv, &context);
+            let context = matrix(&ws.context, m, h, x_stride);
+            gemm(kernels, team, context, &layer.attention_output, None, true, &mut ws.x, x_stride);
+            self.layernorm(team, &layer.attention_norm, &matrix_mut(&mut ws.x, m, h, x_stride));
+
+            let act = Some(self.desc.hidden_act);
+            let x = matrix(&ws.x, m, h, x_stride);
+            gemm(kernels, team, x, &layer.intermediate, act, false, &mut ws.wide, inner_stride);
+            let inner = matrix(&ws.wide, m, self.desc.intermediate_size, inner_stride);
+            gemm(kernels, team, inner, &layer.output, None, true, &mut ws.x, x_stride);
+            self.layernorm(team, &layer.output_norm, &matrix_mut(&mut ws.x, m, h, x_stride));
+        }
+
+        let x = matrix(&ws.x, m, h, x_stride);
+        team.for_each(seqs.len(), |i| {
+            let seq = self.batch.seq(seqs.start + i);
+            // SAFETY: one call for each row, which the caller leaves to us
+            let vector = unsafe { out.row(seqs.start + i) };
+            for (&pooling, part) in self.desc.pooling.iter().zip(vector.chunks_exact_mut(h)) {
+                kernels.pool(pooling, x.part(seq.start - tokens.start, seq.len(), 0, h), part);
+            }
+            if self.batch.normalize {
+                kernels.l2_normalize(vector);
+            }
+        });
+    }
+
+    /// x = layernorm(word + position + type), row by row.
+    fn embed(&self, team: Team<'_>, tokens: Range<usize>, x: &SharedMut<'_>) {
+        let h = self.desc.hidden_size;
+        let norm = &self.weights.embeddings_norm;
+        each_row(team, x, |i, row| {
+            let t = tokens.start + i;
+            let at = |i: u32| i as usize * h..(i as usize + 1) * h;
+            self.weights.word.read_f32(at(self.batch.ids[t]).start, row);
+            let position = &self.weights.position[at(self.batch.positions[t])];
+            let token_type = &self.weights.token_type[at(self.batch.type_ids[t])];
+            let eps = self.desc.layer_norm_eps;
+            self.kernels.embed_layernorm(row, position, token_type, &norm.weight, &norm.bias, eps);
+        });
+    }
+
+    fn layernorm(&self, team: Team<'_>, norm: &Norm, x: &SharedMut<'_>) {
+        let eps = self.desc.layer_norm_eps;
+        each_row(team, x, |_, row| self.kernels.layernorm(row, &norm.weight, &norm.bias, eps));
+    }
+
+    /// context = softmax(Q Kᵀ) V for each sequence and head.
+    fn attention(&self, team: Team<'_>, seqs: Range<usize>, qkv: Matrix<'_>, context: &SharedMut<'_>) {
+        let heads = self.desc.num_attention_heads;
+        let first = self.batch.seq(seqs.start).start;
+        team.for_each_with(seqs.len() * heads, self.heads, |unit, scratch| {
+            let seq = self.batch.seq(seqs.start + unit / heads);
+            // SAFETY: units differ in their sequence or in their head
+            unsafe { self.head(seq.start - first, seq.len(), unit % heads, qkv, context, scratch) };
+        });
+    }
+
+    /// One head over one sequence: `seqlen` rows from `row`. The scores of a block of query rows against all
+    /// keys are held at a time.
+    ///
+    /// # Safety
+    /// No one else touches this head's columns of these rows of `context` meanwhile.
+    unsafe fn head(
+        &self,
+        row: usize,
+        seqlen: usize,
+        head: usize,
+        qkv: Matrix<'_>,
+        context: &SharedMut<'_>,
+        scratch: &mut HeadScratch,
+    ) {
+        let (h, d, nr) = (self.desc.hidden_size, self.desc.head_dim(), self.kernels.nr);
+        let part = |which: usize| qkv.part(row, seqlen, which * h + head * d, d);
+        let (queries, keys, values) = (part(0), part(1), part(2));
+        let keys = pack_keys(keys, nr, &mut scratch.keys);
+        let values = pack_values(values, nr, &mut scratch.values);
+        let (panels, value_panels) = (keys.n / nr, d.div_ceil(nr));
+        let stride = row_stride(keys.n);
+
+        let block = HeadScratch::query_rows(seqlen);
+        for first in (0..seqlen).step_by(block) {
+            let rows = block.min(seqlen - first);
+            let q = queries.part(first, rows, 0, d);
+            let scores = SharedMut::new(&mut scratch.scores, rows, keys.n, stride);
+            // SAFETY: the scores are this thread's scratch
+            unsafe { self.kernels.gemm(q, &keys, 0..rows, 0..panels, Epilogue::None, &scores) };
+            for (scores, scale) in scratch.scores.chunks_mut(stride).zip(&mut scratch.scales[..rows]) {
+                *scale = 1.0 / self.kernels.softmax(&mut scores[..keys.n], seqlen);
+            }
+            let p = Matrix::new(&scratch.scores, rows, seqlen, stride);
+            let out = context.part(row + first, rows, head * d, d);
+            let epilogue = Epilogue::RowScale(&scratch.scales);
+            // SAFETY: the caller leaves these rows and columns to us
+            unsafe { self.kernels.gemm(p, &values, 0..rows, 0..value_panels, epilogue, &out) };
+        }
+    }
+}
+
+/// Rows that a thread takes at a time.
+const ROWS_PER_UNIT: usize = 16;
+
+/// Calls `f` with each row of `x`, which the caller has borrowed for this alone.
+fn each_row(team: Team<'_>, x: &SharedMut<'_>, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
+    team.for_each(x.rows().div_ceil(ROWS_PER_UNIT), |unit| {
+        for i in unit * ROWS_PER_UNIT..x.rows().min((unit + 1) * ROWS_PER_UNIT) {
+            // SAFETY: one call for each row
+            f(i, unsafe { x.row(i) });
+        }
+    });
+}

@@ -1,0 +1,182 @@
+//! Products with packed weights: the shapes that the kernels work on, and the split over threads.
+//!
+//! All of k is summed in registers, so the result of an element does not depend on how rows and columns are
+//! cut: any split over threads gives the same bits.
+#![allow(unsafe_code, reason = "threads write parts of one matrix")]
+
+mod pack;
+
+pub(super) use pack::{Linear, pack_keys, pack_values};
+
+use super::kernels::{Epilogue, Kernels};
+use super::team::Team;
+use crate::model::Activation;
+use std::marker::PhantomData;
+
+/// One call of a microkernel; see `generic::gemm_tile` for what each pointer must hold.
+pub(super) struct Tile {
+    pub(super) k: usize,
+    /// `[rows, k]`, rows `a_stride` apart
+    pub(super) a: *const f32,
+    pub(super) a_stride: usize,
+    /// `[k, NR]`
+    pub(super) b: *const f32,
+    /// `[NR]` or null
+    pub(super) bias: *const f32,
+    /// `[rows]` or null
+    pub(super) scale: *const f32,
+    pub(super) activation: Option<Activation>,
+    /// Whether `c` is added to.
+    pub(super) residual: bool,
+    /// `[rows, columns]`, rows `c_stride` apart
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    /// NR, or fewer in the last panel.
+    pub(super) columns: usize,
+}
+
+/// A row-major matrix to read.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Floats from one row to the next.
+    pub(super) stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// # Panics
+    /// If `data` is too short.
+    pub(super) fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        assert_fits(data.len(), rows, columns, stride);
+        Self { data: &data[..extent(rows, columns, stride)], rows, columns, stride }
+    }
+
+    /// `rows` and `columns` of this one.
+    pub(super) fn part(self, row: usize, rows: usize, column: usize, columns: usize) -> Self {
+        assert!(row + rows <= self.rows && column + columns <= self.columns, "a part of the matrix");
+        let first = if rows == 0 { 0 } else { row * self.stride + column };
+        Self::new(&self.data[first..], rows, columns, self.stride)
+    }
+
+    pub(super) fn row(self, row: usize) -> &'a [f32] {
+        &self.data[row * self.stride..][..self.columns]
+    }
+}
+
+/// Floats that a matrix spans.
+fn extent(rows: usize, columns: usize, stride: usize) -> usize {
+    if rows == 0 { 0 } else { (rows - 1) * stride + columns }
+}
+
+fn assert_fits(len: usize, rows: usize, columns: usize, stride: usize) {
+    assert!(columns <= stride || rows <= 1, "rows do not overlap");
+    assert!(extent(rows, columns, stride) <= len, "the buffer holds the matrix");
+}
+
+/// A row-major matrix that several threads write, each its own part.
+pub(super) struct SharedMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the pointer is followed by unsafe functions only, whose callers keep threads off each other's parts
+unsafe impl Send for SharedMut<'_> {}
+// SAFETY: as above
+unsafe impl Sync for SharedMut<'_> {}
+
+impl<'a> SharedMut<'a> {
+    /// # Panics
+    /// If `data` is too short.
+    pub(super) fn new(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        assert_fits(data.len(), rows, columns, stride);
+        Self { data: data.as_mut_ptr(), rows, columns, stride, borrow: PhantomData }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// `rows` and `columns` of this one.
+    pub(super) fn part(&self, row: usize, rows: usize, column: usize, columns: usize) -> SharedMut<'a> {
+        assert!(row + rows <= self.rows && column + columns <= self.columns, "a part of the matrix");
+        Self { data: self.at(row, column), rows, columns, ..*self }
+    }
+
+    /// Where an element is. Within the matrix for a row and column of it.
+    pub(super) fn at(&self, row: usize, column: usize) -> *mut f32 {
+        self.data.wrapping_add(row * self.stride + column)
+    }
+
+    /// One row.
+    ///
+    /// # Safety
+    /// No one else has this row, or a part of it, while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "that is what the contract is about")]
+    pub(super) unsafe fn row(&self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows, "a row of the matrix");
+        // SAFETY: `new` checked that the row lies in the buffer, the caller that it is ours
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, 0), self.columns) }
+    }
+}
+
+/// A matrix `[k, n]` in panels of `nr` columns, each `[k, nr]`, the last filled with zeros.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) nr: usize,
+}
+
+/// Units of work that a product is cut into for each thread: enough that the last one does not make the
+/// others wait for long.
+const UNITS_PER_THREAD: usize = 4;
+
+/// out = epilogue(a · w), on all threads of the team.
+pub(super) fn gemm(
+    kernels: &Kernels,
+    team: Team<'_>,
+    a: Matrix<'_>,
+    w: &Linear,
+    activation: Option<Activation>,
+    residual: bool,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let panels = w.panels();
+    let out = SharedMut::new(out, a.rows, panels.n, out_stride);
+    let epilogue = match (activation, residual) {
+        (Some(f), _) => Epilogue::BiasActivation(w.bias(), f),
+        (None, true) => Epilogue::BiasResidual(w.bias()),
+        (None, false) => Epilogue::Bias(w.bias()),
+    };
+    let columns = panels.n.div_ceil(kernels.nr);
+    if team.threads() == 1 {
+        // SAFETY: `out` is borrowed for this call, which is alone
+        unsafe { kernels.gemm(a, &panels, 0..a.rows, 0..columns, epilogue, &out) };
+        return;
+    }
+    // one panel by a block of rows; blocks are whole tiles as far as possible
+    let blocks = (team.threads() * UNITS_PER_THREAD).div_ceil(columns);
+    let block = a.rows.div_ceil(blocks).next_multiple_of(kernels.mr());
+    let blocks = a.rows.div_ceil(block);
+    team.for_each(blocks * columns, |unit| {
+        let (panel, row) = (unit / blocks, unit % blocks * block);
+        let rows = row..a.rows.min(row + block);
+        // SAFETY: units differ in their rows or in their panel
+        unsafe { kernels.gemm(a, &panels, rows, panel..panel + 1, epilogue, &out) };
+    });
+}

@@ -1,0 +1,155 @@
+//! The GEMM microkernel, and the loop that measures what it could reach at most.
+#![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
+
+use super::super::gemm::Tile;
+use super::super::vector::Vector;
+use super::activate;
+
+/// Steps of k between two looks at the loop counter.
+const UNROLL: usize = 4;
+
+/// c\[MR, columns\] = epilogue(a\[MR, k\] · b\[k, NR\]), NR = NV vectors.
+///
+/// `a` is read by broadcasts from MR rows `a_stride` apart, `b` is one panel of packed weights, the MR × NV
+/// accumulators stay in registers over all of k. Every element of the product is
+/// fma(a_k, b_k, … fma(a_1, b_1, fma(a_0, b_0, 0))): one chain, whatever MR.
+///
+/// Bound by the multiply-add ports: MR · NV of them per step of k, against MR + NV loads.
+///
+/// # Safety
+/// MR rows of k floats at `a`; k · NR at `b`; NR at `bias` and MR at `scale` unless null; MR rows of
+/// `columns` ≤ NR floats at `c`, `c_stride` apart, that nobody else touches.
+#[inline(always)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
+pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: usize>(v: V, t: &Tile) {
+    let mut acc = [[v.splat(0.0); NV]; MR];
+    let (mut a, mut b) = (t.a, t.b);
+    let stride = t.a_stride;
+    let nr = NV * V::LANES;
+
+    /// One step of k, `$u` behind `a` and `b`.
+    macro_rules! step {
+        ($u:expr) => {
+            // SAFETY: step k of MR rows of `a` and of the panel; k is below `t.k` where this is used
+            unsafe {
+                let mut w = [v.splat(0.0); NV];
+                for j in 0..NV {
+                    w[j] = v.load_raw(b.add($u * nr + j * V::LANES));
+                }
+                for i in 0..MR {
+                    let x = v.splat(*a.add(i * stride + $u));
+                    for j in 0..NV {
+                        acc[i][j] = v.mul_add(x, w[j], acc[i][j]);
+                    }
+                }
+            }
+        };
+    }
+    let mut left = t.k;
+    while left >= UNROLL {
+        // 2 KiB ahead in the panel: some 16 steps, the latency of the level 2 cache and more
+        v.prefetch(b.wrapping_add(512));
+        v.prefetch(b.wrapping_add(512 + nr));
+        v.prefetch(b.wrapping_add(512 + 2 * nr));
+        v.prefetch(b.wrapping_add(512 + 3 * nr));
+        step!(0);
+        step!(1);
+        step!(2);
+        step!(3);
+        left -= UNROLL;
+        a = a.wrapping_add(UNROLL);
+        b = b.wrapping_add(UNROLL * nr);
+    }
+    while left > 0 {
+        step!(0);
+        left -= 1;
+        a = a.wrapping_add(1);
+        b = b.wrapping_add(nr);
+    }
+
+    if !t.bias.is_null() {
+        for j in 0..NV {
+            // SAFETY: NR floats at `bias`
+            let bias = unsafe { v.load_raw(t.bias.add(j * V::LANES)) };
+            for i in 0..MR {
+                acc[i][j] = v.add(acc[i][j], bias);
+            }
+        }
+    }
+    if !t.scale.is_null() {
+        for i in 0..MR {
+            // SAFETY: MR floats at `scale`
+            let scale = v.splat(unsafe { *t.scale.add(i) });
+            for j in 0..NV {
+                acc[i][j] = v.mul(acc[i][j], scale);
+            }
+        }
+    }
+
+    if t.columns == nr {
+        if t.residual {
+            for i in 0..MR {
+                for j in 0..NV {
+                    // SAFETY: NR columns of row i
+                    let old = unsafe { v.load_raw(t.c.add(i * t.c_stride + j * V::LANES)) };
+                    acc[i][j] = v.add(acc[i][j], old);
+                }
+            }
+        }
+        for i in 0..MR {
+            for j in 0..NV {
+                // SAFETY: NR columns of row i
+                unsafe { v.store_raw(acc[i][j], t.c.add(i * t.c_stride + j * V::LANES)) };
+            }
+        }
+        // a second pass over lines that are still in the level 1 cache: within the loops above the
+        // compiler would keep the accumulators in memory rather than unroll a body of this size
+        if let Some(f) = t.activation {
+            for i in 0..MR {
+                // SAFETY: NR columns of row i, which are ours alone
+                let row = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_stride), nr) };
+                activate(v, f, row);
+            }
+        }
+        return;
+    }
+
+    // the last panel of a product whose width is no multiple of NR: by way of the stack
+    for i in 0..MR {
+        let mut padded = [0.0; 2 * super::super::vector::MAX_LANES];
+        for j in 0..NV {
+            v.store(acc[i][j], &mut padded[j * V::LANES..]);
+        }
+        // SAFETY: `columns` floats of row i, which are ours alone
+        let row = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_stride), t.columns) };
+        if t.residual {
+            for (p, &old) in padded.iter_mut().zip(row.iter()) {
+                *p += old;
+            }
+        }
+        if let Some(f) = t.activation {
+            activate(v, f, &mut padded[..nr]);
+        }
+        row.copy_from_slice(&padded[..t.columns]);
+    }
+}
+
+/// Independent chains of multiply-adds: more than latency times ports of any machine.
+pub(in super::super) const PEAK_CHAINS: usize = 12;
+
+/// `steps` multiply-adds in each of the chains, from registers only.
+#[inline(always)]
+pub(in super::super) fn fma_peak<V: Vector>(v: V, steps: usize) -> f32 {
+    let mut acc = [v.splat(1.0); PEAK_CHAINS];
+    let (x, y) = (v.splat(std::hint::black_box(0.999)), v.splat(std::hint::black_box(0.001)));
+    for _ in 0..steps {
+        for a in &mut acc {
+            *a = v.mul_add(*a, x, y);
+        }
+    }
+    let mut total = 0.0;
+    for a in acc {
+        total += v.sum(a);
+    }
+    total
+}

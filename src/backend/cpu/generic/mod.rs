@@ -1,0 +1,13 @@
+//! The kernels, each written once over [`Vector`](super::vector::Vector).
+//!
+//! All functions here are `#[inline(always)]`: they take on the features of the function in an instruction
+//! set's module that calls them (see `kernels::instantiate`). They know lengths and pointers, nothing of
+//! models or threads.
+
+mod gemm;
+mod math;
+mod rows;
+
+pub(super) use gemm::{PEAK_CHAINS, fma_peak, gemm_tile};
+pub(super) use math::{activate, exp_slice};
+pub(super) use rows::{embed_layernorm, l2_normalize, layernorm, pool, softmax};

@@ -1,0 +1,268 @@
+//! The table of kernels of one instruction set: a function pointer each, and a safe method that checks
+//! lengths before it calls.
+//!
+//! The pointers are to functions compiled for the instruction set's features. Tables are reachable only
+//! through [`Isa::kernels`](super::Isa::kernels), which gives out those that this machine can run.
+#![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
+
+use super::gemm::{Matrix, Panels, SharedMut, Tile};
+use crate::model::{Activation, Pooling};
+use std::ops::Range;
+
+/// What happens to an element of a product before it is stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Epilogue<'a> {
+    /// Nothing.
+    None,
+    /// + bias\[column\]
+    Bias(&'a [f32]),
+    /// f(+ bias\[column\])
+    BiasActivation(&'a [f32], Activation),
+    /// + bias\[column\] + what the output holds
+    BiasResidual(&'a [f32]),
+    /// · scale\[row\]
+    RowScale(&'a [f32]),
+}
+
+/// The kernels of one instruction set.
+pub(super) struct Kernels {
+    pub(super) name: &'static str,
+    /// Columns of a panel of weights.
+    pub(super) nr: usize,
+    /// By rows − 1.
+    pub(super) gemm_tiles: &'static [unsafe fn(&Tile)],
+    pub(super) embed_layernorm: unsafe fn(&mut [f32], &[f32], &[f32], &[f32], &[f32], f32),
+    pub(super) layernorm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    pub(super) softmax: unsafe fn(&mut [f32], usize) -> f32,
+    pub(super) activate: unsafe fn(Activation, &mut [f32]),
+    pub(super) pool: unsafe fn(Pooling, &[f32], usize, &mut [f32]),
+    pub(super) l2_normalize: unsafe fn(&mut [f32]),
+    pub(super) exp: unsafe fn(&mut [f32]),
+    pub(super) fma_peak: unsafe fn(usize) -> f32,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernels").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Every kernel's contract is that the machine has the table's features and that the lengths agree; the
+/// first is what having a table means, the second is asserted by the method that says so.
+impl Kernels {
+    /// The most rows of a tile.
+    pub(super) fn mr(&self) -> usize {
+        self.gemm_tiles.len()
+    }
+
+    /// out\[rows, panels\] = epilogue(a\[rows\] · w\[panels\]) for a block of rows and of panels.
+    ///
+    /// `a` is `[m, k]`; `out` is `[m, n]`; bias is of `panels.end · nr` floats at least, row scales of m.
+    /// Each element is one chain of multiply-adds in the order of k, whatever the block.
+    ///
+    /// # Safety
+    /// No other thread touches these rows and columns of `out` meanwhile.
+    pub(super) unsafe fn gemm(
+        &self,
+        a: Matrix<'_>,
+        w: &Panels<'_>,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        epilogue: Epilogue<'_>,
+        out: &SharedMut<'_>,
+    ) {
+        if rows.is_empty() || panels.is_empty() {
+            return;
+        }
+        let (mr, nr, k) = (self.mr(), self.nr, w.k);
+        let columns = panels.start * nr..w.n.min(panels.end * nr);
+        assert!(a.columns >= k && rows.end <= a.rows, "the rows of the left matrix");
+        assert!(panels.end * nr < w.n + nr && panels.end * nr * k <= w.data.len(), "the panels");
+        assert_eq!(w.nr, nr, "panels packed for these kernels");
+        assert!(rows.end <= out.rows() && columns.end <= out.columns(), "room for the product");
+        let (mut bias, mut scale, mut residual, mut activation): (&[f32], &[f32], _, _) =
+            (&[], &[], false, None);
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Bias(b) => bias = b,
+            Epilogue::BiasActivation(b, f) => (bias, activation) = (b, Some(f)),
+            Epilogue::BiasResidual(b) => (bias, residual) = (b, true),
+            Epilogue::RowScale(s) => scale = s,
+        }
+        assert!(bias.is_empty() || bias.len() >= panels.end * nr, "a bias for each column of the panels");
+        assert!(scale.is_empty() || scale.len() >= rows.end, "a scale for each row");
+
+        let blocks = rows.len().div_ceil(mr);
+        for panel in panels.clone() {
+            let column = panel * nr;
+            let b = &w.data[panel * nr * k..(panel + 1) * nr * k];
+            // blocks of even height: a last block of one row would wait for its own few chains
+            let mut row = rows.start;
+            for block in 0..blocks {
+                let height = (rows.end - row).div_ceil(blocks - block);
+                let tile = Tile {
+                    k,
+                    a: a.row(row).as_ptr(),
+                    a_stride: a.stride,
+                    b: b.as_ptr(),
+                    bias: from(bias, column),
+                    scale: from(scale, row),
+                    activation,
+                    residual,
+                    c: out.at(row, column),
+                    c_stride: out.stride(),
+                    columns: nr.min(columns.end - column),
+                };
+                // SAFETY: `height` rows of `a` and `out` from `row`, `k · nr` weights and the epilogue's
+                // floats are there (asserted above); the caller keeps others off this part of `out`
+                unsafe { self.gemm_tiles[height - 1](&tile) };
+                row += height;
+            }
+        }
+    }
+
+    /// x = layernorm(x + position + token_type), all of one row.
+    pub(super) fn embed_layernorm(
+        &self,
+        x: &mut [f32],
+        position: &[f32],
+        token_type: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+    ) {
+        assert!(
+            [position, token_type, weight, bias].iter().all(|v| v.len() == x.len()),
+            "vectors of one width"
+        );
+        // SAFETY: see the impl
+        unsafe { (self.embed_layernorm)(x, position, token_type, weight, bias, eps) }
+    }
+
+    /// One row to mean 0 and variance 1, times weight, plus bias.
+    pub(super) fn layernorm(&self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        assert!(weight.len() == x.len() && bias.len() == x.len(), "vectors of one width");
+        // SAFETY: see the impl
+        unsafe { (self.layernorm)(x, weight, bias, eps) }
+    }
+
+    /// exp(s − max s) of the first `n` scores, in place, and their sum; the others are scratch. `scores` is a
+    /// multiple of `nr` floats.
+    pub(super) fn softmax(&self, scores: &mut [f32], n: usize) -> f32 {
+        assert!(scores.len() % self.nr == 0 && 0 < n && n <= scores.len(), "scores padded to panels");
+        // SAFETY: see the impl
+        unsafe { (self.softmax)(scores, n) }
+    }
+
+    /// The element-wise function, in place.
+    pub(super) fn activate(&self, f: Activation, x: &mut [f32]) {
+        // SAFETY: see the impl
+        unsafe { (self.activate)(f, x) }
+    }
+
+    /// One vector from the rows of `x`.
+    pub(super) fn pool(&self, pooling: Pooling, x: Matrix<'_>, out: &mut [f32]) {
+        assert!(x.rows > 0 && out.len() == x.columns, "one vector of the rows' width");
+        // SAFETY: see the impl
+        unsafe { (self.pool)(pooling, x.data, x.stride, out) }
+    }
+
+    /// x / max(‖x‖₂, 1e-12)
+    pub(super) fn l2_normalize(&self, x: &mut [f32]) {
+        // SAFETY: see the impl
+        unsafe { (self.l2_normalize)(x) }
+    }
+
+    /// eˣ in place, for tests and benches: elsewhere it is part of other kernels.
+    pub(super) fn exp(&self, x: &mut [f32]) {
+        // SAFETY: see the impl
+        unsafe { (self.exp)(x) }
+    }
+
+    /// Multiply-adds from registers, as many as the machine can do; returns how many floating point
+    /// operations that were, and a number that keeps the compiler from dropping them.
+    pub(super) fn fma_peak(&self, steps: usize) -> (f64, f32) {
+        let flops = (steps * super::generic::PEAK_CHAINS * self.lanes() * 2) as f64;
+        // SAFETY: see the impl
+        (flops, unsafe { (self.fma_peak)(steps) })
+    }
+
+    /// Floats of a vector: a panel is two vectors wide.
+    fn lanes(&self) -> usize {
+        self.nr / 2
+    }
+}
+
+/// Where the floats from `first` on are; null if there are none at all.
+fn from(x: &[f32], first: usize) -> *const f32 {
+    if x.is_empty() { std::ptr::null() } else { x[first..].as_ptr() }
+}
+
+/// Compiles the generic kernels for one token type and puts them in a table, `KERNELS`.
+/// Arguments: the token, the name, the heights of the tiles, vectors of a panel's row (always 2), and the
+/// attribute that turns the features on.
+macro_rules! instantiate {
+    ($token:ident, $name:literal, [$($mr:literal)*], $nv:literal, $(#[$attr:meta])*) => {
+        mod compiled {
+            #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
+            use super::$token;
+            use $crate::backend::cpu::{generic, gemm::Tile};
+            use $crate::model::{Activation, Pooling};
+            $(#[$attr])*
+            pub(super) unsafe fn gemm_tile<const MR: usize>(tile: &Tile) {
+                // SAFETY: the same contract
+                unsafe { generic::gemm_tile::<_, MR, $nv>($token::new(), tile) }
+            }
+            $(#[$attr])*
+            pub(super) fn embed_layernorm(
+                x: &mut [f32], position: &[f32], token_type: &[f32], weight: &[f32], bias: &[f32], eps: f32,
+            ) {
+                generic::embed_layernorm($token::new(), x, position, token_type, weight, bias, eps)
+            }
+            $(#[$attr])*
+            pub(super) fn layernorm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+                generic::layernorm($token::new(), x, weight, bias, eps)
+            }
+            $(#[$attr])*
+            pub(super) fn softmax(scores: &mut [f32], n: usize) -> f32 {
+                generic::softmax($token::new(), scores, n)
+            }
+            $(#[$attr])*
+            pub(super) fn activate(f: Activation, x: &mut [f32]) {
+                generic::activate($token::new(), f, x)
+            }
+            $(#[$attr])*
+            pub(super) fn pool(pooling: Pooling, x: &[f32], stride: usize, out: &mut [f32]) {
+                generic::pool($token::new(), pooling, x, stride, out)
+            }
+            $(#[$attr])*
+            pub(super) fn l2_normalize(x: &mut [f32]) {
+                generic::l2_normalize($token::new(), x)
+            }
+            $(#[$attr])*
+            pub(super) fn exp(x: &mut [f32]) {
+                generic::exp_slice($token::new(), x)
+            }
+            $(#[$attr])*
+            pub(super) fn fma_peak(steps: usize) -> f32 {
+                generic::fma_peak($token::new(), steps)
+            }
+        }
+
+        /// The kernels of this instruction set.
+        pub(in $crate::backend::cpu) static KERNELS: Kernels = Kernels {
+            name: $name,
+            nr: $nv * <$token as Vector>::LANES,
+            gemm_tiles: &[$(compiled::gemm_tile::<$mr>),*],
+            embed_layernorm: compiled::embed_layernorm,
+            layernorm: compiled::layernorm,
+            softmax: compiled::softmax,
+            activate: compiled::activate,
+            pool: compiled::pool,
+            l2_normalize: compiled::l2_normalize,
+            exp: compiled::exp,
+            fma_peak: compiled::fma_peak,
+        };
+    };
+}
+pub(super) use instantiate;

@@ -1,0 +1,85 @@
+//! What the kernels need of an instruction set: a token whose methods are its vector operations.
+//!
+//! A token is made by a `#[target_feature]` function, so whoever holds one runs on a machine that has the
+//! features; that is what makes the methods safe. Every generic function over `Vector` is
+//! `#[inline(always)]`: only inlined into a `#[target_feature]` function does it compile to the features.
+
+/// f32 vectors of one instruction set.
+pub(super) trait Vector: Copy {
+    /// `LANES` floats.
+    type F: Copy;
+    /// Floats of a vector.
+    const LANES: usize;
+
+    fn splat(self, x: f32) -> Self::F;
+
+    /// # Safety
+    /// `p` points to `LANES` readable floats, of any alignment a float may have.
+    unsafe fn load_raw(self, p: *const f32) -> Self::F;
+
+    /// # Safety
+    /// `p` points to `LANES` writable floats, of any alignment a float may have.
+    unsafe fn store_raw(self, v: Self::F, p: *mut f32);
+
+    /// Brings the cache line of `p` near; `p` may point anywhere.
+    fn prefetch(self, p: *const f32);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c, rounded once where the instruction set can.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// c − a · b, rounded once where the instruction set can.
+    fn neg_mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a > b ? a : b`, so `b` if either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`, so `b` if either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even; |a| below 2²².
+    fn round(self, a: Self::F) -> Self::F;
+    /// a · 2ⁿ for integer-valued n from −126 to 128 and a in [0.5, 2).
+    fn scale2(self, a: Self::F, n: Self::F) -> Self::F;
+    /// `a < b ? x : y`.
+    fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// The sum of the lanes, in an order of its own that never changes.
+    fn sum(self, a: Self::F) -> f32;
+    /// The greatest lane.
+    fn greatest(self, a: Self::F) -> f32;
+
+    /// The first `LANES` floats of `x`.
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> Self::F {
+        assert!(x.len() >= Self::LANES, "a vector's worth of floats");
+        // SAFETY: the assertion leaves LANES readable floats
+        unsafe { self.load_raw(x.as_ptr()) }
+    }
+
+    /// Over the first `LANES` floats of `x`.
+    #[inline(always)]
+    fn store(self, v: Self::F, x: &mut [f32]) {
+        assert!(x.len() >= Self::LANES, "room for a vector");
+        // SAFETY: the assertion leaves LANES writable floats
+        unsafe { self.store_raw(v, x.as_mut_ptr()) }
+    }
+
+    /// Fewer than `LANES` floats; the other lanes are `fill`.
+    #[inline(always)]
+    fn load_tail(self, x: &[f32], fill: f32) -> Self::F {
+        let mut lanes = [fill; MAX_LANES];
+        lanes[..x.len()].copy_from_slice(x);
+        self.load(&lanes)
+    }
+
+    /// The first `x.len()` lanes, fewer than `LANES`.
+    #[inline(always)]
+    fn store_tail(self, v: Self::F, x: &mut [f32]) {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store(v, &mut lanes);
+        x.copy_from_slice(&lanes[..x.len()]);
+    }
+}
+
+/// Of any instruction set.
+pub(super) const MAX_LANES: usize = 16;

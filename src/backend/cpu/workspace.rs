@@ -1,0 +1,128 @@
+//! Activation buffers, made once at load; the steady state allocates nothing.
+
+use super::buffer::Buffer;
+use super::gemm::{Matrix, SharedMut};
+use crate::model::ModelDesc;
+use std::sync::{Mutex, PoisonError};
+
+/// Floats from one row to the next: an odd number of cache lines, so that the rows of a GEMM tile lie in
+/// different sets of a level 1 cache (with rows of 4096 bytes all fourteen would fight for one set).
+pub(super) fn row_stride(columns: usize) -> usize {
+    (columns.div_ceil(16) | 1) * 16
+}
+
+/// The activations of one tile of tokens.
+pub(super) struct Workspace {
+    tokens: usize,
+    /// The residual stream, `[tokens, hidden]`
+    pub(super) x: Buffer,
+    pub(super) x_stride: usize,
+    /// Attention's output, `[tokens, hidden]`, rows as in `x`
+    pub(super) context: Buffer,
+    /// Queries, keys, values `[tokens, 3 * hidden]`; later in the layer the feed-forward's inner
+    /// activations `[tokens, intermediate]`
+    pub(super) wide: Buffer,
+    pub(super) qkv_stride: usize,
+    pub(super) inner_stride: usize,
+}
+
+impl Workspace {
+    pub(super) fn new(desc: &ModelDesc, tokens: usize) -> Self {
+        let x_stride = row_stride(desc.hidden_size);
+        let qkv_stride = row_stride(3 * desc.hidden_size);
+        let inner_stride = row_stride(desc.intermediate_size);
+        Self {
+            tokens,
+            x: Buffer::zeroed(tokens * x_stride),
+            x_stride,
+            context: Buffer::zeroed(tokens * x_stride),
+            wide: Buffer::zeroed(tokens * qkv_stride.max(inner_stride)),
+            qkv_stride,
+            inner_stride,
+        }
+    }
+
+    /// Bytes of activations of one token.
+    pub(super) fn token_bytes(desc: &ModelDesc) -> usize {
+        let wide = row_stride(3 * desc.hidden_size).max(row_stride(desc.intermediate_size));
+        4 * (2 * row_stride(desc.hidden_size) + wide)
+    }
+
+    /// Tokens that it holds.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        4 * (self.x.len() + self.context.len() + self.wide.len())
+    }
+}
+
+/// Query rows whose scores against all keys are held at a time.
+const QUERY_ROWS: usize = 48;
+
+/// What one thread needs for the attention of one head over one sequence.
+pub(super) struct HeadScratch {
+    /// Panels `[seqlen / nr, head_dim, nr]`
+    pub(super) keys: Buffer,
+    /// Panels `[head_dim / nr, seqlen, nr]`
+    pub(super) values: Buffer,
+    /// `[QUERY_ROWS, seqlen to whole panels]`
+    pub(super) scores: Buffer,
+    /// 1 / Σ exp, `[QUERY_ROWS]`
+    pub(super) scales: Buffer,
+}
+
+impl HeadScratch {
+    pub(super) fn new(head_dim: usize, seqlen: usize, nr: usize) -> Self {
+        let padded = seqlen.next_multiple_of(nr);
+        Self {
+            keys: Buffer::zeroed(padded * head_dim),
+            values: Buffer::zeroed(seqlen * head_dim.next_multiple_of(nr)),
+            scores: Buffer::zeroed(QUERY_ROWS * row_stride(padded)),
+            scales: Buffer::zeroed(QUERY_ROWS),
+        }
+    }
+
+    /// Query rows at a time for a sequence: blocks of even height, no more than there is room for.
+    pub(super) fn query_rows(seqlen: usize) -> usize {
+        seqlen.div_ceil(seqlen.div_ceil(QUERY_ROWS))
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        4 * (self.keys.len() + self.values.len() + self.scores.len() + self.scales.len())
+    }
+}
+
+/// One of something for each thread, lent for the length of a task.
+pub(super) struct Pool<T>(Mutex<Vec<T>>);
+
+impl<T> Pool<T> {
+    pub(super) fn new(items: Vec<T>) -> Self {
+        Self(Mutex::new(items))
+    }
+
+    /// Calls `f` with one that nobody else has.
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        // a poisoned lock cannot come from us: nothing panics while it is held
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut item = taken.expect("as many as there are threads");
+        let result = f(&mut item);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(item);
+        result
+    }
+
+    pub(super) fn total(&self, f: impl Fn(&T) -> usize) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(f).sum()
+    }
+}
+
+/// The part of a workspace's matrix that a tile of `tokens` uses.
+pub(super) fn matrix(buffer: &Buffer, tokens: usize, columns: usize, stride: usize) -> Matrix<'_> {
+    Matrix::new(buffer, tokens, columns, stride)
+}
+
+/// As `matrix`, to write.
+pub(super) fn matrix_mut(buffer: &mut Buffer, tokens: usize, columns: usize, stride: usize) -> SharedMut<'_> {
+    SharedMut::new(buffer, tokens, columns, stride)
+}

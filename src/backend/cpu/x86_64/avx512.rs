@@ -1,0 +1,87 @@
+//! `Vector` for AVX-512 F, BW, DQ and VL.
+
+use super::super::kernels::{Kernels, instantiate};
+use super::super::vector::Vector;
+use std::arch::x86_64::*;
+
+/// Proof that the machine has AVX-512 F, BW, DQ and VL: only a function compiled for them makes one.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512(());
+
+impl Avx512 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn new() -> Self {
+        Self(())
+    }
+}
+
+/// A method of the token that is one intrinsic (or a few) and needs nothing but the features.
+macro_rules! op {
+    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, $body:expr) => {
+        #[inline(always)]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            // SAFETY: the token proves AVX-512 F, BW, DQ and VL
+            unsafe { $body }
+        }
+    };
+}
+
+impl Vector for Avx512 {
+    type F = __m512;
+    const LANES: usize = 16;
+
+    op!(splat(x: f32) -> __m512, _mm512_set1_ps(x));
+
+    #[inline(always)]
+    unsafe fn load_raw(self, p: *const f32) -> __m512 {
+        // SAFETY: the token proves AVX-512; sixteen readable floats, by the caller's contract
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_raw(self, v: __m512, p: *mut f32) {
+        // SAFETY: the token proves AVX-512; sixteen writable floats, by the caller's contract
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    op!(prefetch(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T0>(p.cast()));
+    op!(add(a: __m512, b: __m512) -> __m512, _mm512_add_ps(a, b));
+    op!(sub(a: __m512, b: __m512) -> __m512, _mm512_sub_ps(a, b));
+    op!(mul(a: __m512, b: __m512) -> __m512, _mm512_mul_ps(a, b));
+    op!(div(a: __m512, b: __m512) -> __m512, _mm512_div_ps(a, b));
+    op!(mul_add(a: __m512, b: __m512, c: __m512) -> __m512, _mm512_fmadd_ps(a, b, c));
+    op!(neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512, _mm512_fnmadd_ps(a, b, c));
+    op!(max(a: __m512, b: __m512) -> __m512, _mm512_max_ps(a, b));
+    op!(min(a: __m512, b: __m512) -> __m512, _mm512_min_ps(a, b));
+    op!(abs(a: __m512) -> __m512, _mm512_abs_ps(a));
+    op!(round(a: __m512) -> __m512,
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
+    op!(scale2(a: __m512, n: __m512) -> __m512, _mm512_scalef_ps(a, n));
+    op!(select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512,
+        _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x));
+    // spelt out: the reduction intrinsics leave the order of the additions to the compiler
+    op!(sum(a: __m512) -> f32, {
+        let s = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+        let s = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps::<1>(s));
+        let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)))
+    });
+    op!(greatest(a: __m512) -> f32, {
+        let s = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+        let s = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps::<1>(s));
+        let s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+        _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)))
+    });
+}
+
+// 14 × 32: twenty-eight accumulators of thirty-two registers, two of weights, two of activations; a step
+// of k loads 16 times for 28 multiply-adds, so the load ports keep up with the two multiply-add ports
+instantiate!(
+    Avx512,
+    "avx512",
+    [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    2,
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+);

@@ -1,0 +1,215 @@
+//! The CPU backend against the reference on random models of awkward shapes, and against itself to the bit
+//! whatever the batch and the number of threads. Tolerances: `docs/numerics.md`.
+
+use berthier::Threads;
+use berthier::backend::cpu::Isa;
+use berthier::backend::{Backend, BackendOptions, Device, open};
+use berthier::batch::PackedBatch;
+use berthier::model::{Activation, Family, ModelDesc, Pooling, Tensor, Weights};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+/// Of a component, times the largest component of all vectors (at least 1): f32 sums of up to 1536 products
+/// against f64 sums, through all layers.
+const TOLERANCE: f32 = 4e-6;
+
+fn desc(hidden: usize, heads: usize, intermediate: usize, layers: usize) -> ModelDesc {
+    ModelDesc {
+        family: Family::Bert,
+        vocab_size: 101,
+        hidden_size: hidden,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        intermediate_size: intermediate,
+        max_position_embeddings: 128,
+        type_vocab_size: 2,
+        layer_norm_eps: 1e-12,
+        hidden_act: Activation::Gelu,
+        pooling: vec![Pooling::Mean],
+        normalize: true,
+        max_seq_length: 128,
+        prompts: BTreeMap::new(),
+        default_prompt_name: None,
+        include_prompt: true,
+        truncate_dim: None,
+    }
+}
+
+/// Sequences of the given lengths with ids and types that depend on the row only.
+fn sequences(seqlens: &[usize], desc: &ModelDesc) -> Vec<(Vec<u32>, Vec<u32>)> {
+    seqlens
+        .iter()
+        .enumerate()
+        .map(|(row, &n)| {
+            let id = |t: usize| ((row * 131 + t * 37 + t * t * 11) % desc.vocab_size) as u32;
+            let ids = (0..n).map(id).collect();
+            let types = (0..n).map(|t| u32::from(desc.type_vocab_size > 1 && t > n / 2)).collect();
+            (ids, types)
+        })
+        .collect()
+}
+
+fn batch(rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)], normalize: bool) -> PackedBatch {
+    let mut batch = PackedBatch { normalize, ..PackedBatch::default() };
+    batch.clear();
+    for &row in rows {
+        batch.push(row, &seqs[row].0, &seqs[row].1);
+    }
+    batch
+}
+
+fn run(backend: &mut dyn Backend, batch: PackedBatch, dim: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; batch.len() * dim];
+    backend.submit(batch).unwrap();
+    backend.collect(&mut out).unwrap();
+    out
+}
+
+fn backend(
+    device: Device,
+    desc: &ModelDesc,
+    weights: &Weights,
+    threads: usize,
+    isa: Option<Isa>,
+) -> Box<dyn Backend> {
+    let threads = Threads::new(NonZeroUsize::new(threads)).unwrap();
+    open(device, desc, weights, &BackendOptions { threads, max_tokens: 8192, isa }).unwrap()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+/// One model, one set of sequences: every instruction set near the reference, and one set of bits for each
+/// over thread counts, orders and neighbours.
+fn check(desc: &ModelDesc, seqlens: &[usize], normalize: bool) {
+    let weights = Weights::random(desc, 7);
+    let seqs = sequences(seqlens, desc);
+    let all: Vec<usize> = (0..seqs.len()).collect();
+    let dim = desc.dim();
+    let mut reference = backend(Device::Reference, desc, &weights, 1, None);
+    let want = run(&mut *reference, batch(&all, &seqs, normalize), dim);
+    assert!(want.iter().all(|v| v.is_finite()));
+    let largest = want.iter().fold(1f32, |a, v| a.max(v.abs()));
+
+    for isa in Isa::available() {
+        let mut first: Option<Vec<u32>> = None;
+        for threads in [1, 2, 3] {
+            let mut cpu = backend(Device::Cpu, desc, &weights, threads, Some(isa));
+            let got = run(&mut *cpu, batch(&all, &seqs, normalize), dim);
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                assert!(
+                    (g - w).abs() <= TOLERANCE * largest,
+                    "{isa}, {threads} threads, row {}, component {}: {g}, reference {w}",
+                    i / dim,
+                    i % dim
+                );
+            }
+            let first = first.get_or_insert_with(|| bits(&got));
+            assert_eq!(*first, bits(&got), "{isa}: {threads} threads give the bits of one");
+
+            let backwards: Vec<usize> = all.iter().rev().copied().collect();
+            let got = run(&mut *cpu, batch(&backwards, &seqs, normalize), dim);
+            for (row, got) in backwards.iter().zip(got.chunks_exact(dim)) {
+                let first = &first[row * dim..][..dim];
+                assert_eq!(first, bits(got), "{isa}, {threads} threads: row {row}, backwards");
+            }
+            for &row in &all {
+                let got = run(&mut *cpu, batch(&[row], &seqs, normalize), dim);
+                let first = &first[row * dim..][..dim];
+                assert_eq!(first, bits(&got), "{isa}, {threads} threads: row {row} alone");
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_match_reference() {
+    // (hidden, heads, intermediate): head sizes 8, 10, 24, 32, 64, 1, widths that no panel divides
+    for (hidden, heads, intermediate) in
+        [(24, 3, 50), (40, 4, 97), (24, 1, 33), (64, 2, 128), (128, 2, 256), (5, 5, 7)]
+    {
+        check(&desc(hidden, heads, intermediate, 2), &[1, 2, 15, 16, 17, 33, 128], true);
+    }
+}
+
+#[test]
+fn minilm_shape_matches_reference() {
+    check(&desc(384, 12, 1536, 2), &[1, 2, 14, 40, 128], true);
+}
+
+#[test]
+fn activations_match_reference() {
+    for hidden_act in [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+    ] {
+        let desc = ModelDesc { hidden_act, ..desc(40, 5, 61, 2) };
+        check(&desc, &[3, 1, 20], true);
+    }
+}
+
+#[test]
+fn poolings_match_reference() {
+    for pooling in [
+        vec![Pooling::Cls],
+        vec![Pooling::Max],
+        vec![Pooling::Mean],
+        vec![Pooling::MeanSqrtLen],
+        vec![Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen],
+    ] {
+        for normalize in [false, true] {
+            let desc = ModelDesc { pooling: pooling.clone(), ..desc(24, 3, 30, 1) };
+            check(&desc, &[1, 2, 31, 9], normalize);
+        }
+    }
+}
+
+#[test]
+fn many_tiles_match_reference() {
+    // some 2,000 tokens: several tiles for each thread, of one long among many short and of equal lengths
+    let mixed: Vec<usize> = std::iter::once(128).chain((0..90).map(|i| 1 + i * 7 % 40)).collect();
+    check(&desc(24, 3, 30, 1), &mixed, true);
+    check(&desc(24, 3, 30, 1), &[16; 120], true);
+}
+
+#[test]
+fn sequences_longer_than_a_narrow_tile_match_reference() {
+    // above 512 tokens all threads share the steps of one sequence
+    let desc = ModelDesc { max_position_embeddings: 1100, max_seq_length: 1100, ..desc(24, 3, 30, 1) };
+    check(&desc, &[1100, 513, 512, 3, 600, 40], true);
+}
+
+#[test]
+fn an_empty_batch_is_no_vectors() {
+    let desc = desc(24, 3, 30, 1);
+    let weights = Weights::random(&desc, 1);
+    for threads in [1, 2] {
+        let mut cpu = backend(Device::Cpu, &desc, &weights, threads, None);
+        assert!(run(&mut *cpu, batch(&[], &[], true), desc.dim()).is_empty());
+    }
+}
+
+#[test]
+fn broken_weights_give_broken_vectors_and_not_plausible_ones() {
+    let desc = desc(24, 3, 30, 2);
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut weights = Weights::random(&desc, 1);
+        let mut values = weights.layers[0].key.weight.to_f32();
+        values[5] = value;
+        weights.layers[0].key.weight = Tensor::from_f32("key", &[24, 24], &values);
+        let seqs = sequences(&[5, 30], &desc);
+        for isa in Isa::available() {
+            for pooling in [Pooling::Mean, Pooling::Max, Pooling::Cls] {
+                let desc = ModelDesc { pooling: vec![pooling], ..desc.clone() };
+                let mut cpu = backend(Device::Cpu, &desc, &weights, 1, Some(isa));
+                let out = run(&mut *cpu, batch(&[0, 1], &seqs, true), desc.dim());
+                assert!(out.iter().all(|v| v.is_nan()), "{isa} {pooling:?} {value}");
+            }
+        }
+    }
+}

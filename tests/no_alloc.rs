@@ -1,0 +1,87 @@
+//! The steady state of the CPU backend on one thread allocates nothing.
+#![allow(unsafe_code, reason = "a counting allocator")]
+
+use berthier::Threads;
+use berthier::backend::{BackendOptions, Device, open};
+use berthier::batch::PackedBatch;
+use berthier::model::{Activation, Family, ModelDesc, Pooling, Weights};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is left to the system's allocator
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the same contract
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: the same contract
+        unsafe { System.dealloc(p, layout) }
+    }
+
+    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the same contract
+        unsafe { System.realloc(p, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// the only test of this file: another one, running beside it, would be counted too
+#[test]
+fn steady_state_allocates_nothing() {
+    let desc = ModelDesc {
+        family: Family::Bert,
+        vocab_size: 50,
+        hidden_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        intermediate_size: 90,
+        max_position_embeddings: 300,
+        type_vocab_size: 1,
+        layer_norm_eps: 1e-12,
+        hidden_act: Activation::Gelu,
+        pooling: vec![Pooling::Mean, Pooling::Max],
+        normalize: true,
+        max_seq_length: 300,
+        prompts: BTreeMap::new(),
+        default_prompt_name: None,
+        include_prompt: true,
+        truncate_dim: None,
+    };
+    let weights = Weights::random(&desc, 3);
+    let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
+    let options = BackendOptions { threads, max_tokens: 2000, isa: None };
+    let mut backend = open(Device::Cpu, &desc, &weights, &options).unwrap();
+
+    let mut batch = PackedBatch { normalize: true, ..PackedBatch::default() };
+    let mut out = vec![0f32; 64 * desc.dim()];
+    let ids = [7u32; 300];
+    let types = [0u32; 300];
+    let seqlens = [300, 150, 150, 64, 17, 16, 3, 1, 1];
+    let mut calls = Vec::with_capacity(3);
+    for _ in 0..3 {
+        let before = CALLS.load(Relaxed);
+        batch.clear();
+        for (row, &n) in seqlens.iter().cycle().take(18).enumerate() {
+            batch.push(row, &ids[..n], &types[..n]);
+        }
+        let out = &mut out[..batch.len() * desc.dim()];
+        backend.submit(std::mem::take(&mut batch)).unwrap();
+        batch = backend.collect(out).unwrap();
+        calls.push(CALLS.load(Relaxed) - before);
+        assert!(out.iter().all(|v| v.is_finite()));
+    }
+    assert!(calls[0] > 0, "the counter counts: the first batch grows");
+    assert_eq!(calls[1..], [0, 0], "allocations of the second and third batch");
+}
