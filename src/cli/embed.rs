@@ -81,7 +81,7 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<Outcome, Failure> {
     }
     let counts = writer.finish()?;
     let seconds = started.elapsed().as_secs_f64();
-    warn_of_cut_rows(&report, &counts, &cut, &embedder);
+    warn_of_cut_rows(&report, &counts, &cut, &embedder, plan.mark_truncated);
     let speed = Speed { rows: counts.rows - before.rows, tokens: counts.tokens - before.tokens, seconds };
     report.note(&format!(
         "{}, {}, {} truncated, {} bad, {seconds:.1} s, {speed}, {}",
@@ -185,12 +185,13 @@ fn stopped(writer: Writer, stop: Stop, plan: &Plan, report: &Report) -> Failure 
     }
 }
 
-fn warn_of_cut_rows(report: &Report, counts: &Counts, cut: &[String], embedder: &Embedder) {
+fn warn_of_cut_rows(report: &Report, counts: &Counts, cut: &[String], embedder: &Embedder, marked: bool) {
     if counts.truncated > 0 {
         let first = if cut.is_empty() { String::new() } else { format!(": {}", cut.join(", ")) };
         let more = if counts.truncated > cut.len() as u64 && !cut.is_empty() { ", ..." } else { "" };
+        let hint = if marked { "" } else { " (--on-truncate mark lists them)" };
         report.warn(&format!(
-            "{} cut at {} tokens (--on-truncate mark lists them){first}{more}",
+            "{} cut at {} tokens{hint}{first}{more}",
             counted(counts.truncated, "text"),
             embedder.max_seq_length()
         ));
@@ -310,7 +311,7 @@ fn dry_run(args: &EmbedArgs, inputs: Inputs, report: &mut Report) -> Result<Outc
         Err(Stop::Failure(failure)) => return Err(failure),
         Err(Stop::WriterGone) | Ok(()) => {}
     }
-    warn_of_cut_rows(report, &counts, &cut, &embedder);
+    warn_of_cut_rows(report, &counts, &cut, &embedder, false);
     print(&format!(
         "rows            {}\nbad rows        {}\ntokens          {}\nlongest text    {longest} tokens\n\
          truncated rows  {} (at {} tokens)\nvector          {} components\n",

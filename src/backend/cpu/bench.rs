@@ -1,1 +1,80 @@
 //! The kernels for `benches/cpu_kernels.rs`. No part of the library's interface.
+#![allow(missing_docs, reason = "for the benches only")]
+
+use super::Isa;
+use super::gemm::{Linear, Matrix, gemm};
+use super::kernels::Kernels;
+use super::team::Team;
+use super::workspace::row_stride;
+use crate::model::{self, Activation, Pooling, Tensor};
+
+/// A product `[m, k] · [k, n]` with packed weights.
+pub struct Gemm {
+    kernels: &'static Kernels,
+    w: Linear,
+    a: Vec<f32>,
+    c: Vec<f32>,
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+impl Gemm {
+    pub fn new(isa: Isa, m: usize, n: usize, k: usize) -> Self {
+        let kernels = isa.kernels().expect("one of Isa::available");
+        let values: Vec<f32> = (0..n * k).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
+        let linear = model::Linear {
+            weight: Tensor::from_f32("w", &[n, k], &values),
+            bias: Tensor::from_f32("b", &[n], &vec![0.1; n]),
+        };
+        let w = Linear::pack(&[(&linear, 1.0)], kernels.nr, Team::One);
+        Self { kernels, w, a: vec![0.5; m * row_stride(k)], c: vec![0.0; m * row_stride(n)], m, n, k }
+    }
+
+    pub fn flops(&self) -> f64 {
+        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
+    pub fn run(&mut self, activation: Option<Activation>, residual: bool) {
+        let a = Matrix::new(&self.a, self.m, self.k, row_stride(self.k));
+        let stride = row_stride(self.n);
+        gemm(self.kernels, Team::One, a, &self.w, activation, residual, &mut self.c, stride);
+    }
+}
+
+/// Floating point operations of `steps` steps of the loop that does nothing but multiply-adds.
+pub fn fma_peak(isa: Isa, steps: usize) -> f64 {
+    let (flops, sum) = isa.kernels().expect("one of Isa::available").fma_peak(steps);
+    std::hint::black_box(sum);
+    flops
+}
+
+/// The row kernels, on one row.
+#[derive(Debug, Clone, Copy)]
+pub enum Row {
+    LayerNorm,
+    Softmax,
+    Exp,
+    Activate(Activation),
+    L2Normalize,
+}
+
+pub fn row(isa: Isa, kernel: Row, x: &mut [f32], weight: &[f32], bias: &[f32]) {
+    let kernels = isa.kernels().expect("one of Isa::available");
+    match kernel {
+        Row::LayerNorm => kernels.layernorm(x, weight, bias, 1e-12),
+        Row::Softmax => {
+            let n = x.len();
+            std::hint::black_box(kernels.softmax(x, n));
+        }
+        Row::Exp => kernels.exp(x),
+        Row::Activate(f) => kernels.activate(f, x),
+        Row::L2Normalize => kernels.l2_normalize(x),
+    }
+}
+
+pub fn pool(isa: Isa, pooling: Pooling, x: &[f32], out: &mut [f32]) {
+    let columns = out.len();
+    let x = Matrix::new(x, x.len() / columns, columns, columns);
+    isa.kernels().expect("one of Isa::available").pool(pooling, x, out);
+}

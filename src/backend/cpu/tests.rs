@@ -1,1 +1,577 @@
+//! Every kernel on every instruction set that this machine has, against plain loops in f64.
+//! Outputs start as NaN between NaN guard bands. Bounds: `docs/numerics.md`.
 
+use super::super::reference;
+use super::gemm::{Linear, Matrix, SharedMut, pack_keys, pack_values};
+use super::kernels::{Epilogue, Kernels};
+use super::team::Team;
+use super::workspace::row_stride;
+use super::{Isa, Plan, tile_tokens};
+use crate::Threads;
+use crate::model::{self, Activation, Pooling, Tensor};
+use std::num::NonZeroUsize;
+
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::Tanh,
+];
+
+fn each_isa(mut f: impl FnMut(Isa, &'static Kernels)) {
+    for isa in Isa::available() {
+        f(isa, isa.kernels().unwrap());
+    }
+}
+
+/// Reproducible numbers in [−1, 1).
+fn random(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Floats between bands of NaN; whoever drops it has left the bands alone.
+struct Guarded {
+    data: Vec<f32>,
+    len: usize,
+}
+
+const BAND: usize = 64;
+
+impl Guarded {
+    fn new(values: &[f32]) -> Self {
+        let mut data = vec![f32::NAN; values.len() + 2 * BAND];
+        data[BAND..BAND + values.len()].copy_from_slice(values);
+        Self { data, len: values.len() }
+    }
+
+    fn nan(len: usize) -> Self {
+        Self::new(&vec![f32::NAN; len])
+    }
+
+    fn get(&mut self) -> &mut [f32] {
+        &mut self.data[BAND..BAND + self.len]
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let bands = self.data[..BAND].iter().chain(&self.data[BAND + self.len..]);
+            assert!(bands.into_iter().all(|v| v.is_nan()), "a kernel wrote outside of its output");
+        }
+    }
+}
+
+/// |got − want| in units of the last place of `want` as an f32.
+fn ulps(got: f32, want: f64) -> f64 {
+    let w = want.abs().max(f64::from(f32::MIN_POSITIVE)) as f32;
+    (f64::from(got) - want).abs() / f64::from(f32::from_bits(w.to_bits() + 1) - w)
+}
+
+/// Every 97th f32 of a range of positive ones, and its negative.
+fn sweep(low: f32, high: f32) -> impl Iterator<Item = f32> {
+    (low.to_bits()..=high.to_bits()).step_by(97).map(f32::from_bits).flat_map(|x| [x, -x])
+}
+
+/// The greatest of `error(x, f(x))` over a sweep.
+fn worst(kernel: impl Fn(&mut [f32]), x: &[f32], error: impl Fn(f32, f32) -> f64) -> (f64, f32) {
+    let mut y = x.to_vec();
+    kernel(&mut y);
+    x.iter().zip(&y).map(|(&x, &y)| (error(x, y), x)).fold((0.0, 0.0), |a, b| if b.0 > a.0 { b } else { a })
+}
+
+#[test]
+fn exp_matches_reference() {
+    let x: Vec<f32> = sweep(1e-10, 90.0).filter(|&x| x > -87.3365 && x < 88.7228).collect();
+    each_isa(|isa, k| {
+        let (error, at) = worst(|y| k.exp(y), &x, |x, y| ulps(y, f64::from(x).exp()));
+        assert!(error <= 1.5, "{isa}: {error} ULP at {at}");
+    });
+}
+
+#[test]
+fn exp_at_edges() {
+    each_isa(|isa, k| {
+        let mut y =
+            [0.0, -0.0, f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -88.0, -1e30, 89.0, 1e30, f32::MIN];
+        k.exp(&mut y);
+        assert_eq!(y[..4], [1.0, 1.0, 0.0, f32::INFINITY], "{isa}");
+        assert!(y[4].is_nan(), "{isa}");
+        assert_eq!(y[5..], [0.0, 0.0, f32::INFINITY, f32::INFINITY, 0.0], "{isa}");
+    });
+}
+
+#[test]
+fn activations_match_reference() {
+    let x: Vec<f32> = sweep(1e-12, 30.0).chain([0.0, -0.0]).collect();
+    for f in ACTIVATIONS {
+        // absolute near 0 and in the tails, relative for large results
+        let bound = match f {
+            Activation::Gelu => 1.5e-7,
+            Activation::Relu => 0.0,
+            Activation::GeluTanh | Activation::QuickGelu | Activation::Silu | Activation::Tanh => 2.5e-7,
+        };
+        each_isa(|isa, k| {
+            let error = |x: f32, y: f32| {
+                let want = f64::from(reference::activation(f, x));
+                (f64::from(y) - want).abs() / want.abs().max(1.0)
+            };
+            let (error, at) = worst(|y| k.activate(f, y), &x, error);
+            assert!(error <= bound, "{isa} {f:?}: {error:.3e} at {at}");
+        });
+    }
+}
+
+#[test]
+fn gelu_keeps_its_digits_in_the_negative_tail() {
+    let x: Vec<f32> = sweep(1e-30, 5.0).collect();
+    each_isa(|isa, k| {
+        let error = |x: f32, y: f32| {
+            let x = f64::from(x);
+            let want = 0.5 * x * reference::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
+            ((f64::from(y) - want) / want).abs()
+        };
+        let (error, at) = worst(|y| k.activate(Activation::Gelu, y), &x, error);
+        assert!(error <= 2e-6, "{isa}: relative error {error:.3e} at {at}");
+    });
+}
+
+#[test]
+fn activations_at_edges() {
+    each_isa(|isa, k| {
+        for f in ACTIVATIONS {
+            let mut y = [f32::NAN, f32::INFINITY, f32::MAX, f32::MIN, f32::NEG_INFINITY];
+            k.activate(f, &mut y);
+            assert!(y[0].is_nan(), "{isa} {f:?}");
+            let want = match f {
+                Activation::Tanh => [1.0, 1.0, -1.0, -1.0],
+                Activation::Gelu
+                | Activation::GeluTanh
+                | Activation::QuickGelu
+                | Activation::Relu
+                | Activation::Silu => [f32::INFINITY, f32::MAX, 0.0, 0.0],
+            };
+            assert_eq!(y[1..], want, "{isa} {f:?}");
+        }
+    });
+}
+
+#[test]
+fn activations_at_every_length() {
+    // an element's value does not depend on its place, in a vector or in a tail
+    each_isa(|isa, k| {
+        for f in ACTIVATIONS {
+            for n in 0..40 {
+                let x = random(n, 3);
+                let mut y = Guarded::new(&x);
+                k.activate(f, y.get());
+                for (i, &x) in x.iter().enumerate() {
+                    let mut alone = [x];
+                    k.activate(f, &mut alone);
+                    assert_eq!(y.get()[i].to_bits(), alone[0].to_bits(), "{isa} {f:?} {n} {i}");
+                }
+            }
+        }
+    });
+}
+
+fn linear(n: usize, k: usize, seed: u32) -> model::Linear {
+    model::Linear {
+        weight: Tensor::from_f32("weight", &[n, k], &random(n * k, seed)),
+        bias: Tensor::from_f32("bias", &[n], &random(n, seed + 1)),
+    }
+}
+
+/// Sizes around the edges of tiles of `edge`.
+fn around(edge: usize) -> Vec<usize> {
+    vec![1, 2, edge - 1, edge, edge + 1, 2 * edge + 3]
+}
+
+/// Bound of |error| of a chain of k products: k roundings at most, each of half an ULP of what has been
+/// summed so far, which is below Σ|a·b|.
+fn chain_bound(a: &[f32], w: &[f32]) -> f64 {
+    let total: f64 = a.iter().zip(w).map(|(a, w)| (f64::from(*a) * f64::from(*w)).abs()).sum();
+    (a.len() as f64 + 2.0) * f64::from(f32::EPSILON) * (total + 1.0)
+}
+
+fn check_gemm(isa: Isa, kernels: &Kernels, m: usize, n: usize, k: usize, threads: &Threads) {
+    let l = linear(n, k, 5);
+    let (weight, bias) = (l.weight.to_f32(), l.bias.to_f32());
+    let packed = Linear::pack(&[(&l, 1.0)], kernels.nr, Team::One);
+    let (a_stride, c_stride) = (row_stride(k), row_stride(n));
+    let mut a = vec![f32::NAN; m * a_stride];
+    for (row, values) in a.chunks_exact_mut(a_stride).zip(random(m * k, 9).chunks_exact(k)) {
+        row[..k].copy_from_slice(values);
+    }
+    let a = Matrix::new(&a, m, k, a_stride);
+    let old = random(m * n, 11);
+
+    let epilogues =
+        [(None, false), (None, true), (Some(Activation::Relu), false), (Some(Activation::Gelu), false)];
+    for (activation, residual) in epilogues {
+        let mut c = vec![f32::NAN; m * c_stride];
+        if residual {
+            for (row, old) in c.chunks_exact_mut(c_stride).zip(old.chunks_exact(n)) {
+                row[..n].copy_from_slice(old);
+            }
+        }
+        let mut shared = Guarded::new(&c);
+        let mut c = Guarded::new(&c);
+        super::gemm::gemm(kernels, Team::One, a, &packed, activation, residual, c.get(), c_stride);
+        super::gemm::gemm(
+            kernels,
+            Team::All(threads),
+            a,
+            &packed,
+            activation,
+            residual,
+            shared.get(),
+            c_stride,
+        );
+        for i in 0..m {
+            let row = &c.get()[i * c_stride..][..c_stride];
+            assert!(row[n..].iter().all(|v| v.is_nan()), "{isa}: nothing is written beside row {i}");
+            for j in 0..n {
+                let w = &weight[j * k..][..k];
+                let dot: f64 = a.row(i).iter().zip(w).map(|(a, w)| f64::from(*a) * f64::from(*w)).sum();
+                let mut want = dot + f64::from(bias[j]);
+                if residual {
+                    want += f64::from(old[i * n + j]);
+                }
+                if let Some(f) = activation {
+                    want = f64::from(reference::activation(f, want as f32));
+                }
+                let error = (f64::from(row[j]) - want).abs();
+                // no activation here stretches an error by more than 1.13
+                let bound = 1.2 * chain_bound(a.row(i), w);
+                assert!(error <= bound, "{isa} {m}x{n}x{k} {activation:?} {residual} at {i},{j}: {error:e}");
+            }
+            let again = &shared.get()[i * c_stride..][..n];
+            assert!(
+                row[..n].iter().zip(again).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{isa} {m}x{n}x{k}: threads change no bit of row {i}"
+            );
+        }
+    }
+}
+
+#[test]
+fn gemm_matches_reference() {
+    let threads = Threads::new(NonZeroUsize::new(3)).unwrap();
+    each_isa(|isa, kernels| {
+        for m in around(kernels.mr()) {
+            for n in around(kernels.nr) {
+                for k in [1, 3, 4, 16, 37] {
+                    check_gemm(isa, kernels, m, n, k, &threads);
+                }
+            }
+        }
+        for (m, n, k) in [(29, 384, 384), (15, 1536, 384), (16, 384, 1536), (3, 768, 768), (50, 1152, 384)] {
+            check_gemm(isa, kernels, m, n, k, &threads);
+        }
+    });
+}
+
+#[test]
+fn gemm_at_zero_rows_does_nothing() {
+    each_isa(|_, kernels| {
+        let packed = Linear::pack(&[(&linear(5, 4, 1), 1.0)], kernels.nr, Team::One);
+        let a = Matrix::new(&[], 0, 4, 16);
+        super::gemm::gemm(kernels, Team::One, a, &packed, None, false, Guarded::nan(0).get(), 16);
+    });
+}
+
+#[test]
+fn gemm_rows_do_not_depend_on_their_neighbours() {
+    each_isa(|isa, kernels| {
+        for (n, k) in [(2 * kernels.nr + 3, 37), (kernels.nr, 384)] {
+            let packed = Linear::pack(&[(&linear(n, k, 2), 1.0)], kernels.nr, Team::One);
+            let row = random(k, 21);
+            let f = Some(Activation::Gelu);
+            let mut want: Option<Vec<u32>> = None;
+            for m in 1..=2 * kernels.mr() + 1 {
+                for place in 0..m {
+                    let mut a = random(m * k, m as u32);
+                    a[place * k..][..k].copy_from_slice(&row);
+                    let mut c = vec![f32::NAN; m * n];
+                    let a = Matrix::new(&a, m, k, k);
+                    super::gemm::gemm(kernels, Team::One, a, &packed, f, false, &mut c, n);
+                    let bits: Vec<u32> = c[place * n..][..n].iter().map(|v| v.to_bits()).collect();
+                    let want = want.get_or_insert_with(|| bits.clone());
+                    assert_eq!(*want, bits, "{isa} {n}x{k}: row {place} of {m}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn gemm_of_parts_is_fused_and_scaled() {
+    each_isa(|isa, kernels| {
+        let (h, k) = (19, 8);
+        let parts = [linear(h, k, 1), linear(h, k, 3), linear(h, k, 5)];
+        let fused =
+            Linear::pack(&[(&parts[0], 0.5), (&parts[1], 1.0), (&parts[2], 1.0)], kernels.nr, Team::One);
+        let x = random(k, 8);
+        let run = |l: &Linear, n: usize| {
+            let mut out = vec![f32::NAN; n];
+            super::gemm::gemm(kernels, Team::One, Matrix::new(&x, 1, k, k), l, None, false, &mut out, n);
+            out
+        };
+        let got = run(&fused, 3 * h);
+        for (p, part) in parts.iter().enumerate() {
+            let want = run(&Linear::pack(&[(part, 1.0)], kernels.nr, Team::One), h);
+            // a half is exact
+            let want: Vec<f32> = want.iter().map(|v| if p == 0 { v * 0.5 } else { *v }).collect();
+            assert_eq!(got[p * h..][..h], want, "{isa}: part {p}");
+        }
+    });
+}
+
+#[test]
+fn packed_keys_and_values_are_the_head_and_zeros() {
+    for (n, d) in [(1usize, 1usize), (7, 10), (16, 32), (17, 24), (33, 64)] {
+        for nr in [8usize, 16, 32] {
+            let x = random(n * d, 4);
+            let x = Matrix::new(&x, n, d, d);
+            let mut buffer = Guarded::nan(n.next_multiple_of(nr) * d);
+            let keys = pack_keys(x, nr, buffer.get());
+            assert_eq!(keys.n, n.next_multiple_of(nr));
+            for j in 0..keys.n {
+                for c in 0..d {
+                    let want = if j < n { x.row(j)[c] } else { 0.0 };
+                    assert_eq!(keys.data[j / nr * nr * d + c * nr + j % nr], want);
+                }
+            }
+            let mut buffer = Guarded::nan(d.next_multiple_of(nr) * n);
+            let values = pack_values(x, nr, buffer.get());
+            for t in 0..n {
+                for c in 0..d.next_multiple_of(nr) {
+                    let want = if c < d { x.row(t)[c] } else { 0.0 };
+                    assert_eq!(values.data[c / nr * nr * n + t * nr + c % nr], want);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn softmax_matches_reference() {
+    each_isa(|isa, kernels| {
+        for n in (1usize..70).chain([127, 128, 129, 512, 8192]) {
+            let padded = n.next_multiple_of(kernels.nr);
+            let x: Vec<f32> = random(n, n as u32).iter().map(|v| v * 20.0).collect();
+            let mut y = Guarded::nan(padded);
+            y.get()[..n].copy_from_slice(&x);
+            let sum = kernels.softmax(y.get(), n);
+            let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let want: Vec<f64> = x.iter().map(|v| f64::from(v - max).exp()).collect();
+            let total: f64 = want.iter().sum();
+            assert!((f64::from(sum) / total - 1.0).abs() < 1e-6, "{isa} {n}: {sum}, {total}");
+            for (y, w) in y.get().iter().zip(&want) {
+                assert!(ulps(*y, *w) <= 1.5, "{isa} {n}: {y}, {w}");
+            }
+            assert!(y.get()[n..].iter().all(|v| *v == 0.0), "{isa} {n}: 0 beyond the scores");
+        }
+    });
+}
+
+#[test]
+fn softmax_rows_of_nan_stay_nan() {
+    each_isa(|isa, kernels| {
+        let mut y = vec![1.0; kernels.nr];
+        y[3] = f32::NAN;
+        assert!(kernels.softmax(&mut y, 5).is_nan(), "{isa}");
+    });
+}
+
+#[test]
+fn layernorm_matches_reference() {
+    each_isa(|isa, kernels| {
+        for h in (1..70).chain([127, 128, 384, 768, 1024]) {
+            for (offset, spread) in [(0.0, 1.0), (100.0, 1.0), (0.0, 1e-3)] {
+                let x: Vec<f32> = random(h, 6).iter().map(|v| offset + spread * v).collect();
+                let (weight, bias) = (random(h, 7), random(h, 8));
+                let (position, token_type) = (random(h, 9), random(h, 10));
+                let mut plain = Guarded::new(&x);
+                kernels.layernorm(plain.get(), &weight, &bias, 1e-5);
+                let mut embedded = Guarded::new(&x);
+                kernels.embed_layernorm(embedded.get(), &position, &token_type, &weight, &bias, 1e-5);
+
+                let sums: Vec<f32> = (0..h).map(|i| x[i] + position[i] + token_type[i]).collect();
+                for (x, got) in [(&x, plain.get()), (&sums, embedded.get())] {
+                    let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / h as f64;
+                    let var = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / h as f64;
+                    for i in 0..h {
+                        let unit = (f64::from(x[i]) - mean) / (var + 1e-5).sqrt();
+                        let want = unit * f64::from(weight[i]) + f64::from(bias[i]);
+                        let error = (f64::from(got[i]) - want).abs();
+                        // the mean is an f32: an offset costs as many digits as it has beyond the spread
+                        let bound = 2e-6 * (1.0 + unit.abs()) * (1.0 + mean.abs() / (var + 1e-5).sqrt());
+                        assert!(error <= bound, "{isa} {h} {offset} {spread} at {i}: {error:e}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn pool_matches_reference() {
+    each_isa(|isa, kernels| {
+        for h in [1, 7, 16, 33, 384] {
+            for rows in [1, 2, 3, 128, 513] {
+                let stride = row_stride(h);
+                let mut x = vec![f32::NAN; rows * stride];
+                for (row, values) in x.chunks_exact_mut(stride).zip(random(rows * h, 3).chunks_exact(h)) {
+                    row[..h].copy_from_slice(values);
+                }
+                let x = Matrix::new(&x, rows, h, stride);
+                for pooling in [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen] {
+                    let mut out = Guarded::nan(h);
+                    kernels.pool(pooling, x, out.get());
+                    for c in 0..h {
+                        let column = || (0..rows).map(|r| x.row(r)[c]);
+                        let sum: f64 = column().map(f64::from).sum();
+                        let want = match pooling {
+                            Pooling::Cls => f64::from(x.row(0)[c]),
+                            Pooling::Max => f64::from(column().fold(f32::NEG_INFINITY, f32::max)),
+                            Pooling::Mean => sum / rows as f64,
+                            Pooling::MeanSqrtLen => sum / (rows as f64).sqrt(),
+                        };
+                        let error = (f64::from(out.get()[c]) - want).abs();
+                        assert!(error <= 2e-6, "{isa} {pooling:?} {rows}x{h} at {c}: {error:e}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn l2_normalize_matches_reference() {
+    each_isa(|isa, kernels| {
+        for (n, spread) in [(1, 1.0), (7, 1.0), (384, 1.0), (384, 1e30), (384, 1e-30), (3, 0.0)] {
+            let x: Vec<f32> = random(n, 3).iter().map(|v| v * spread).collect();
+            let mut y = Guarded::new(&x);
+            kernels.l2_normalize(y.get());
+            let norm = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
+            for (y, x) in y.get().iter().zip(&x) {
+                assert!(ulps(*y, f64::from(*x) / norm) <= 0.51, "{isa} {n} {spread}: {y}");
+            }
+        }
+    });
+}
+
+fn plan(seqlens: &[usize], threads: usize, tile: usize, narrow: usize, wide: usize) -> Plan {
+    let mut ends = vec![0u32];
+    for n in seqlens {
+        ends.push(ends.last().unwrap() + *n as u32);
+    }
+    let mut plan = Plan::default();
+    plan.fill(&ends, threads, tile, narrow, wide);
+    let mut all: Vec<_> = plan.narrow.iter().chain(&plan.wide).cloned().collect();
+    all.sort_by_key(|r| r.start);
+    let mut next = 0;
+    for range in &all {
+        assert_eq!(range.start, next, "each sequence once: {all:?}");
+        next = range.end;
+    }
+    assert_eq!(next, seqlens.len());
+    let tokens = |r: &std::ops::Range<usize>| seqlens[r.clone()].iter().sum::<usize>();
+    assert!(plan.narrow.iter().all(|r| tokens(r) <= narrow), "{plan:?}");
+    assert!(plan.wide.iter().all(|r| tokens(r) <= wide.max(narrow)), "{plan:?}");
+    plan
+}
+
+#[test]
+fn plan_gives_each_thread_as_many_tiles() {
+    assert_eq!(plan(&[16; 64], 2, 128, 512, 512).narrow.len(), 8);
+    assert_eq!(plan(&[16; 65], 2, 128, 512, 512).narrow.len(), 10);
+    assert_eq!(plan(&[16; 64], 3, 128, 512, 512).narrow.len(), 9);
+}
+
+#[test]
+fn plan_shares_small_batches_and_long_sequences() {
+    assert_eq!(plan(&[20, 20], 2, 128, 512, 600).wide, [0..2]);
+    assert_eq!(plan(&[20, 20], 1, 128, 512, 512).wide, []);
+    let long = plan(&[600, 400, 400], 2, 128, 512, 600);
+    assert_eq!((long.wide, long.narrow.len()), (vec![0..1], 2));
+    assert_eq!(plan(&[], 2, 128, 512, 512), Plan::default());
+}
+
+#[test]
+fn plan_holds_its_promises_for_any_lengths() {
+    for seed in 0..200 {
+        let n = 1 + seed as usize % 60;
+        let seqlens: Vec<usize> = random(n, seed).iter().map(|v| 1 + (v.abs() * 511.0) as usize).collect();
+        for threads in [1, 2, 7] {
+            plan(&seqlens, threads, 128, 512, 512);
+        }
+    }
+}
+
+#[test]
+fn tiles_fit_the_cache_within_limits() {
+    let desc = crate::model::ModelDesc {
+        family: crate::model::Family::Bert,
+        vocab_size: 10,
+        hidden_size: 384,
+        num_hidden_layers: 1,
+        num_attention_heads: 12,
+        intermediate_size: 1536,
+        max_position_embeddings: 512,
+        type_vocab_size: 2,
+        layer_norm_eps: 1e-12,
+        hidden_act: Activation::Gelu,
+        pooling: vec![Pooling::Mean],
+        normalize: true,
+        max_seq_length: 256,
+        prompts: std::collections::BTreeMap::new(),
+        default_prompt_name: None,
+        include_prompt: true,
+        truncate_dim: None,
+    };
+    assert_eq!(tile_tokens(512 << 10, &desc), super::TILE_TOKENS.start);
+    assert_eq!(tile_tokens(1 << 40, &desc), super::TILE_TOKENS.end);
+}
+
+#[test]
+fn isa_is_refused_by_name_and_listed() {
+    assert!("sse2".parse::<Isa>().unwrap_err().to_string().contains("one of portable, avx2, avx512"));
+    assert_eq!(Isa::available()[0], Isa::Portable);
+    for isa in Isa::available() {
+        assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
+        assert_eq!(isa.kernels().unwrap().name, isa.to_string());
+    }
+}
+
+#[test]
+fn row_scale_multiplies_rows() {
+    each_isa(|isa, kernels| {
+        let (m, k) = (2 * kernels.mr() + 1, 5);
+        let n = kernels.nr + 1;
+        let packed = Linear::pack(&[(&linear(n, k, 2), 1.0)], kernels.nr, Team::One);
+        let (a, scale) = (random(m * k, 1), random(m, 2));
+        let a = Matrix::new(&a, m, k, k);
+        let run = |epilogue: Epilogue<'_>| {
+            let mut c = Guarded::nan(m * n);
+            let out = SharedMut::new(c.get(), m, n, n);
+            // SAFETY: nobody else has the buffer
+            unsafe { kernels.gemm(a, &packed.panels(), 0..m, 0..2, epilogue, &out) };
+            c.get().to_vec()
+        };
+        let (plain, scaled) = (run(Epilogue::None), run(Epilogue::RowScale(&scale)));
+        for i in 0..m * n {
+            assert_eq!(scaled[i], plain[i] * scale[i / n], "{isa} at {i}");
+        }
+    });
+}

@@ -81,7 +81,10 @@ impl Packed {
             .layers
             .iter()
             .map(|l| {
-                [&l.qkv, &l.attention_output, &l.intermediate, &l.output].map(Linear::bytes).iter().sum::<usize>()
+                [&l.qkv, &l.attention_output, &l.intermediate, &l.output]
+                    .map(Linear::bytes)
+                    .iter()
+                    .sum::<usize>()
                     + l.attention_norm.bytes()
                     + l.output_norm.bytes()
             })
