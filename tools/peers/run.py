@@ -1,0 +1,254 @@
+"""Berthier beside its peers: the same texts, the same threads, taking turns in one run.
+
+See README.md for the protocol. Each engine is a process of its own (worker.py, or the berthier command), so
+that thread pools and allocators do not meet; the parent gives turns, compares the vectors and reports.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parent.parent
+PEERS = ["onnxruntime", "ctranslate2", "sentence-transformers"]
+ENGINES = ["berthier", *PEERS]
+ORACLE = "sentence-transformers"
+BASELINE = "onnxruntime"
+# thread pools spin for some 200 ms after their work: the next engine's turn begins behind that
+SETTLE_SECONDS = 0.5
+
+
+class Peer:
+    """A worker.py process: one JSON line in, one out."""
+
+    def __init__(self, name, args, texts):
+        self.name = name
+        threads = str(args.threads)
+        env = os.environ | {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "true" if args.threads > 1 else "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [sys.executable, str(HERE / "worker.py"), name, str(args.model), str(args.cache), threads]
+        self.process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.ask(do="load", texts=str(texts))
+
+    def ask(self, **request):
+        """The worker's answer. A worker that fails has said why on stderr."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.name}: the worker ended (exit code {self.process.wait()})")
+        return json.loads(answer)
+
+    def prepare(self):
+        """Version, chosen batch size and number of tokens."""
+        return self.ask(do="tune")
+
+    def round(self):
+        return self.ask(do="round")
+
+    def vectors(self, path):
+        self.ask(do="vectors", path=str(path))
+        return np.load(path)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Berthier:
+    """The berthier command, started anew for each turn; loading and a warm-up round are not counted."""
+
+    name = "berthier"
+
+    def __init__(self, args, texts):
+        self.args, self.texts = args, texts
+        self.common = ["--model", str(args.model), "--threads", str(args.threads)]
+
+    def run(self, *command):
+        command = [str(self.args.berthier), *command, *self.common]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def bench(self):
+        throughput = ["throughput", "--texts", str(self.texts), "--repeat", "1", "--warmup", "1", "--json"]
+        return json.loads(self.run("bench", *throughput))
+
+    def prepare(self):
+        report = self.bench()
+        return {"version": f"{report['berthier']} ({report['device']})", "setting": "packed", "tokens": report["tokens"]}
+
+    def round(self):
+        once = self.bench()["rounds"][0]
+        return {"seconds": once["seconds"], "cpu_seconds": once["cpu_seconds"]}
+
+    def vectors(self, path):
+        self.run("embed", str(self.texts), "-o", str(path))
+        return np.load(path)
+
+    def close(self):
+        pass
+
+
+def read_texts(files, limit):
+    """Non-blank lines of the files, evenly spread over them if there are more than `limit`."""
+    lines = [line.strip() for file in files for line in Path(file).read_text("utf-8").split("\n")]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise SystemExit("no texts in " + ", ".join(map(str, files)))
+    if limit and limit < len(lines):
+        lines = [lines[i * len(lines) // limit] for i in range(limit)]
+    return lines
+
+
+def machine():
+    cpu = platform.processor()
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+        cpu = next((line.split(":", 1)[1].strip() for line in cpuinfo.split("\n") if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    return {"cpu": cpu, "processors": len(os.sched_getaffinity(0)), "system": platform.platform()}
+
+
+def commit():
+    def git(*args):
+        return subprocess.run(["git", "-C", str(REPO), *args], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+
+
+def spread(values, digits):
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def table(results, rows, tolerance):
+    """Markdown. The speed of an engine whose vectors are wrong is left out."""
+    lines = [
+        f"| engine | setting | texts/s | × {BASELINE} | tokens/s | CPU s a round | max abs difference |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    baseline = results.get(BASELINE)
+    for name, result in results.items():
+        difference = "oracle" if name == ORACLE else "not compared"
+        if result["max_difference"] is not None and name != ORACLE:
+            difference = f"{result['max_difference']:.1e}"
+        head = f"| {name} {result['version']} | {result['setting']} "
+        if result["wrong"]:
+            lines.append(head + f"| wrong vectors | | | | **{difference}** > {tolerance:.0e} |")
+            continue
+        seconds = [turn["seconds"] for turn in result["rounds"]]
+        ratio = ""
+        if baseline and not baseline["wrong"]:
+            pairs = zip(baseline["rounds"], result["rounds"])
+            ratio = spread([theirs["seconds"] / ours["seconds"] for theirs, ours in pairs], 2)
+        speed = spread([rows / s for s in seconds], 1)
+        tokens = f"{result['tokens'] / statistics.median(seconds):,.0f}"
+        cpu = spread([turn["cpu_seconds"] for turn in result["rounds"]], 2)
+        lines.append(head + f"| {speed} | {ratio} | {tokens} | {cpu} | {difference} |")
+    return "\n".join(lines)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="model directory (BERT, mean pooling, Normalize)")
+    parser.add_argument("--texts", type=Path, nargs="+", required=True, help="files of texts, one a line")
+    parser.add_argument("--limit", type=int, help="so many texts, evenly spread over the files")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every engine (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="counted turns of every engine (default: 5)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, metavar="ENGINE", help=", ".join(ENGINES))
+    parser.add_argument("--berthier", type=Path, default=REPO / "target/release/berthier", help="the command to measure")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/berthier-peers", help="converted models")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a component (default: 1e-4)")
+    parser.add_argument("--out", type=Path, help="JSON with every round")
+    args = parser.parse_args()
+    if min(args.threads, args.rounds) < 1 or (args.limit is not None and args.limit < 1):
+        parser.error("--threads, --rounds and --limit are at least 1")
+    if not (args.model / "modules.json").is_file():
+        parser.error(f"{args.model} is not a sentence-transformers directory (no modules.json)")
+    if "berthier" in args.engines and not args.berthier.is_file():
+        parser.error(f"{args.berthier} is not there: cargo build --release, or --engines without berthier")
+    args.model, args.cache = args.model.resolve(), args.cache.resolve()
+    return args
+
+
+def main():
+    args = arguments()
+    lines = read_texts(args.texts, args.limit)
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        texts = scratch / "texts.txt"
+        texts.write_text("\n".join(lines) + "\n", "utf-8")
+
+        engines, results, vectors = [], {}, {}
+        for name in args.engines:
+            print(f"{name}: load and tune", file=sys.stderr)
+            engine = Berthier(args, texts) if name == "berthier" else Peer(name, args, texts)
+            results[name] = engine.prepare() | {"rounds": []}
+            vectors[name] = engine.vectors(scratch / f"{name}.npy")
+            engines.append(engine)
+
+        for turn in range(args.rounds):
+            # who goes first changes from round to round
+            for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
+                time.sleep(SETTLE_SECONDS)
+                done = engine.round()
+                results[engine.name]["rounds"].append(done)
+                print(f"round {turn + 1} {engine.name}: {len(lines) / done['seconds']:.1f} texts/s", file=sys.stderr)
+        for engine in engines:
+            engine.close()
+
+    oracle = vectors.get(ORACLE)
+    for name, result in results.items():
+        result["max_difference"], result["wrong"] = None, False
+        if oracle is not None:
+            same_shape = vectors[name].shape == oracle.shape
+            difference = float(np.abs(vectors[name] - oracle).max()) if same_shape else float("inf")
+            # not (a <= b): NaN is wrong, too
+            result["max_difference"], result["wrong"] = difference, not difference <= args.tolerance
+
+    about = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        "threads": args.threads,
+        "texts": len(lines),
+        "rounds": args.rounds,
+        "model": args.model.name,
+        "python": platform.python_version(),
+        "tokenising": "included in every engine's time",
+    }
+    print(f"{about['date']}, commit {about['commit']}, {about['machine']['cpu']}, "
+          f"{args.threads} thread(s), {len(lines)} texts, {args.rounds} rounds: median (min to max)\n")
+    print(table(results, len(lines), args.tolerance))
+    if args.out:
+        # JSON has neither infinity nor NaN
+        for result in results.values():
+            if result["max_difference"] is not None and not np.isfinite(result["max_difference"]):
+                result["max_difference"] = None
+        args.out.write_text(json.dumps(about | {"engines": results}, indent=2, allow_nan=False) + "\n")
+    if any(result["wrong"] for result in results.values()):
+        raise SystemExit("an engine's vectors are wrong")
+
+
+if __name__ == "__main__":
+    main()
