@@ -149,7 +149,10 @@ impl Kernels {
     /// exp(s − max s) of the first `n` scores, in place, and their sum; the others are scratch. `scores` is a
     /// multiple of `nr` floats.
     pub(super) fn softmax(&self, scores: &mut [f32], n: usize) -> f32 {
-        assert!(scores.len() % self.nr == 0 && 0 < n && n <= scores.len(), "scores padded to panels");
+        assert!(
+            scores.len().is_multiple_of(self.nr) && 0 < n && n <= scores.len(),
+            "scores padded to panels"
+        );
         // SAFETY: see the impl
         unsafe { (self.softmax)(scores, n) }
     }
