@@ -115,32 +115,37 @@ fn product<V: Vector>(v: V, x: V::F, sigma: V::F) -> V::F {
     v.select_lt(x, v.splat(-1e4), zero, v.mul(x, sigma))
 }
 
-#[inline(always)]
-fn map<V: Vector>(v: V, x: &mut [f32], f: impl Fn(V, V::F) -> V::F) {
-    let mut chunks = x.chunks_exact_mut(V::LANES);
-    for c in &mut chunks {
-        v.store(f(v, v.load(c)), c);
-    }
-    let tail = chunks.into_remainder();
-    if !tail.is_empty() {
-        v.store_tail(f(v, v.load_tail(tail, 0.0)), tail);
-    }
+/// `$x` = f(`$x`) for each element of a slice.
+///
+/// Not a function that takes `f`: called through `impl Fn`, it is compiled on its own, without the
+/// instruction set's features, and each of its intrinsics becomes a call.
+macro_rules! map {
+    ($v:ident, $x:ident, $f:path) => {{
+        let mut chunks = $x.chunks_exact_mut(V::LANES);
+        for c in &mut chunks {
+            $v.store($f($v, $v.load(c)), c);
+        }
+        let tail = chunks.into_remainder();
+        if !tail.is_empty() {
+            $v.store_tail($f($v, $v.load_tail(tail, 0.0)), tail);
+        }
+    }};
 }
 
 #[inline(always)]
 pub(in super::super) fn exp_slice<V: Vector>(v: V, x: &mut [f32]) {
-    map(v, x, exp);
+    map!(v, x, exp);
 }
 
 /// f of each element.
 #[inline(always)]
 pub(in super::super) fn activate<V: Vector>(v: V, f: Activation, x: &mut [f32]) {
     match f {
-        Activation::Gelu => map(v, x, gelu),
-        Activation::GeluTanh => map(v, x, gelu_tanh),
-        Activation::QuickGelu => map(v, x, quick_gelu),
-        Activation::Relu => map(v, x, relu),
-        Activation::Silu => map(v, x, silu),
-        Activation::Tanh => map(v, x, tanh),
+        Activation::Gelu => map!(v, x, gelu),
+        Activation::GeluTanh => map!(v, x, gelu_tanh),
+        Activation::QuickGelu => map!(v, x, quick_gelu),
+        Activation::Relu => map!(v, x, relu),
+        Activation::Silu => map!(v, x, silu),
+        Activation::Tanh => map!(v, x, tanh),
     }
 }
