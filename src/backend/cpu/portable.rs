@@ -28,6 +28,7 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
 impl Vector for Portable {
     type F = [f32; 4];
     const LANES: usize = 4;
+    const TABLE: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -116,6 +117,12 @@ impl Vector for Portable {
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
         let pick = |i: usize| if a[i] < b[i] { x[i] } else { y[i] };
         [pick(0), pick(1), pick(2), pick(3)]
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32], at: Self::F) -> Self::F {
+        assert!(table.len() == 8, "eight entries");
+        at.map(|v| table[v.to_bits() as usize % 8])
     }
 
     #[inline(always)]

@@ -10,6 +10,8 @@ pub(super) trait Vector: Copy {
     type F: Copy;
     /// Floats of a vector.
     const LANES: usize;
+    /// Entries of a table for `lookup`, a power of two.
+    const TABLE: usize;
 
     fn splat(self, x: f32) -> Self::F;
 
@@ -43,6 +45,11 @@ pub(super) trait Vector: Copy {
     fn scale2(self, a: Self::F, n: Self::F) -> Self::F;
     /// `a < b ? x : y`.
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// `table[i]`, where i is the lowest bits of each lane's bit pattern.
+    ///
+    /// # Panics
+    /// If there are not `TABLE` entries.
+    fn lookup(self, table: &[f32], at: Self::F) -> Self::F;
     /// The sum of the lanes, in an order of its own that never changes.
     fn sum(self, a: Self::F) -> f32;
     /// The greatest lane.

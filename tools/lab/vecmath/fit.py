@@ -1,12 +1,14 @@
 """Coefficients of exp and GELU in src/backend/cpu/generic/math.rs: own minimax fits (Lawson's iteration).
 
 exp(r)  on |r| <= ln(2)/2:   1 + r + r^2 * P(r), P fitted so that the relative error of the sum is least.
-GELU(x) = max(x, 0) - t * exp(-t^2/2) * R(t),  t = |x|,  R(t) = erfcx(t / sqrt 2) / 2.
+GELU(x) = max(x, 0) - t * Q(t),  t = |x|,  Q(t) = Phi(-t) = erfc(t / sqrt 2) / 2, in segments around equally spaced
+centres, the last of them 6: a polynomial of the distance from the centre for each. The unit is a segment's width
+(z = scale * t), so that the rows are those of Q / scale and GELU(x) = max(x, 0) - z * Q / scale.
 
 Needs numpy and scipy:   python3 tools/lab/vecmath/fit.py
 """
 import numpy as np
-from scipy.special import erfcx
+from scipy.special import erfc
 
 
 def lawson(basis, target, weight, steps=3000):
@@ -40,14 +42,26 @@ def fit_exp(degree):
     show(f"exp, P of degree {degree}, lowest first", err, c)
 
 
-def fit_gelu(degree, p=0.375, longest=8):
-    t = nodes(0, longest)
-    r = erfcx(t / np.sqrt(2)) / 2
-    u = 1 / (1 + p * t)
-    err, c = lawson(np.vander(u, degree + 1, increasing=True), r, 1 / r)
-    show(f"gelu, R as a polynomial of degree {degree} in u = 1/(1 + {p}t), lowest first", err, c)
+def fit_gelu(segments, degree, longest=6):
+    scale = (segments - 1) / longest
+    table, worst = [], 0
+    for k in range(segments):
+        v = nodes(-0.5 if k else 0, 0.5 if k < segments - 1 else 0)
+        t = (k + v) / scale
+        q = erfc(t / np.sqrt(2)) / 2 / scale
+        powers = np.vander(v, degree + 1, increasing=True)
+        # at the centre of the last segment, where larger t are clamped to, nothing may be left
+        basis = powers[:, 1:] if k == segments - 1 else powers
+        _, c = lawson(basis, q, t + 0.01, steps=300)
+        c = np.float32(np.concatenate([[0], c]) if k == segments - 1 else c)
+        worst = max(worst, (scale * t * np.abs(powers @ c.astype(float) - q)).max())
+        table.append(c)
+    print(f"gelu: {segments} segments of degree {degree}: max t * error {worst:.3g}; a row for each power, lowest first")
+    for row in np.array(table).T:
+        print("    [" + ", ".join(f"{v:.8e}" for v in row) + "],")
 
 
 if __name__ == "__main__":
     fit_exp(4)
-    fit_gelu(8)
+    fit_gelu(16, 5)
+    fit_gelu(8, 7)

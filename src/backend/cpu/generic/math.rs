@@ -3,7 +3,7 @@
 
 use super::super::vector::Vector;
 use crate::model::Activation;
-use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+use std::f32::consts::LOG2_E;
 
 /// ln 2 in two parts; the first has 15 zero bits at its end, so that n · LN2_HIGH is exact for |n| ≤ 128.
 const LN2_HIGH: f32 = f32::from_bits(0x3F31_8000);
@@ -33,36 +33,229 @@ pub(super) fn exp<V: Vector>(v: V, x: V::F) -> V::F {
     v.select_lt(v.splat(EXP_HIGH), x, v.splat(f32::INFINITY), y)
 }
 
-/// Polynomial of u = 1 / (1 + 0.375 t) for erfcx(t / √2) / 2 on 0 ≤ t ≤ 8, lowest degree first.
-const GELU: [f32; 9] = [
-    -6.919_838e-5,
-    1.509_958_4e-1,
-    1.374_778e-1,
-    1.883_048_3e-1,
-    -9.555_195e-2,
-    3.815_444_7e-1,
-    -4.184_966e-1,
-    1.879_122_7e-1,
-    -3.211_743_8e-2,
+/// Φ(−t) in segments, for t from 0 to 6: around each centre a polynomial of the distance from it, a row for each
+/// power, lowest first. Sixteen segments where a table of sixteen fits a register, else eight. The unit of length is
+/// a segment's width, z = t · (segments − 1) / 6, and the rows are divided by that factor. At the last centre, to
+/// which greater t are clamped, nothing is left.
+const GELU_16: [[f32; 16]; 6] = [
+    [
+        2e-1,
+        1.378_313e-1,
+        8.474_216e-2,
+        4.602_787e-2,
+        2.191_971_6e-2,
+        9.100_052e-3,
+        3.279_013_8e-3,
+        1.022_052_1e-3,
+        2.748_553_2e-4,
+        6.364_356_5e-5,
+        1.266_856_3e-5,
+        2.165_041_7e-6,
+        3.173_380_2e-7,
+        3.985_920_6e-8,
+        4.287_306e-9,
+        0.0,
+    ],
+    [
+        -6.383_076e-2,
+        -5.892_321e-2,
+        -4.635_064_3e-2,
+        -3.106_976_9e-2,
+        -1.774_733_5e-2,
+        -8.638_555e-3,
+        -3.583_124_8e-3,
+        -1.266_472e-3,
+        -3.814_539_8e-4,
+        -9.790_429e-5,
+        -2.141_285_2e-5,
+        -3.990_808e-6,
+        -6.338_131e-7,
+        -8.577_806e-8,
+        -9.892_516e-9,
+        -4.058_743_4e-8,
+    ],
+    [
+        -6.639_141_5e-8,
+        4.713_715_5e-3,
+        7.415_941e-3,
+        7.456_694_7e-3,
+        5.679_203e-3,
+        3.455_499e-3,
+        1.719_940_5e-3,
+        7.092_28e-4,
+        2.441_201e-4,
+        7.048_173e-5,
+        1.712_550_3e-5,
+        3.510_164_6e-6,
+        6.079_699e-7,
+        8.909_972e-8,
+        1.105_986_7e-8,
+        -6.349_537e-7,
+    ],
+    [
+        1.702_559_8e-3,
+        1.319_674_9e-3,
+        4.448_964e-4,
+        -3.645_300_7e-4,
+        -7.382_535e-4,
+        -6.910_729e-4,
+        -4.548_239e-4,
+        -2.310_116_7e-4,
+        -9.399_3e-5,
+        -3.122_478_7e-5,
+        -8.564_425e-6,
+        -1.953_467_3e-6,
+        -3.723_512e-7,
+        -5.952_006_5e-8,
+        -7.999_644_5e-9,
+        -3.572_791_5e-6,
+    ],
+    [
+        -1.153_754e-6,
+        -1.768_801_4e-4,
+        -2.315_989_4e-4,
+        -1.545_689_4e-4,
+        -3.392_301e-5,
+        4.524_732e-5,
+        6.286_02e-5,
+        4.573_085_6e-5,
+        2.367_943_3e-5,
+        9.461_342e-6,
+        3.020_056_7e-6,
+        7.845_394e-7,
+        1.677_437e-7,
+        2.974_011_8e-8,
+        4.395_109_6e-9,
+        -8.180_659e-6,
+    ],
+    [
+        -3.951_375_8e-5,
+        -2.518_868_3e-5,
+        4.403_181_3e-6,
+        2.342_578_6e-5,
+        2.179_899_6e-5,
+        9.197_668e-6,
+        -1.170_121_8e-6,
+        -4.657_573_3e-6,
+        -3.764_25e-6,
+        -1.951_821_3e-6,
+        -7.512_500_7e-7,
+        -2.262_478_9e-7,
+        -5.471_678e-8,
+        -1.078_811_1e-8,
+        -1.750_945_5e-9,
+        -6.555_844e-6,
+    ],
+];
+/// As `GELU_16`.
+const GELU_8: [[f32; 8]; 8] = [
+    [
+        4.285_714_3e-1,
+        1.677_282_6e-1,
+        3.706_125_5e-2,
+        4.340_567_6e-3,
+        2.600_430_5e-4,
+        7.806_526e-6,
+        1.159_630_2e-7,
+        0.0,
+    ],
+    [
+        -2.931_004_5e-1,
+        -2.029_923_8e-1,
+        -6.743_254e-2,
+        -1.074_448_7e-2,
+        -8.211_615_5e-4,
+        -3.010_219_2e-5,
+        -5.292_84e-7,
+        -1.714_470_7e-7,
+    ],
+    [
+        1.912_881_4e-7,
+        7.456_843_6e-2,
+        4.954_244_2e-2,
+        1.184_083_2e-2,
+        1.206_590_3e-3,
+        5.529_357_8e-5,
+        1.167_200_4e-6,
+        -5.368_459e-6,
+    ],
+    [
+        3.588_769_6e-2,
+        6.594_294_7e-3,
+        -1.600_843e-2,
+        -7.383_809e-3,
+        -1.081_420_3e-3,
+        -6.401_515e-5,
+        -1.649_695_4e-6,
+        -6.493_267e-5,
+    ],
+    [
+        1.292_862_1e-5,
+        -1.033_795_9e-2,
+        -1.891_833_1e-4,
+        2.619_37e-3,
+        6.470_534e-4,
+        5.194_178e-5,
+        1.662_826_5e-6,
+        -3.725_623_2e-4,
+    ],
+    [
+        -3.998_780_6e-3,
+        7.939_221e-4,
+        1.817_869_5e-3,
+        -3.401_145_5e-4,
+        -2.611_06e-4,
+        -3.116_448_4e-5,
+        -1.290_079_9e-6,
+        -1.096_950_4e-3,
+    ],
+    [
+        8.020_014e-5,
+        8.886_076e-4,
+        -4.046_313e-4,
+        -1.357_837_8e-4,
+        6.267_172e-5,
+        1.448_592_6e-5,
+        8.634_408e-7,
+        -1.600_422_7e-3,
+    ],
+    [
+        2.791_427e-4,
+        -1.627_339_4e-4,
+        -6.808_98e-5,
+        6.903_752e-5,
+        -3.454_192_7e-6,
+        -4.637_317e-6,
+        -4.080_940_2e-7,
+        -9.169_398e-4,
+    ],
 ];
 
-/// x · Φ(x) = max(x, 0) − t · Φ(−t) with t = |x| and Φ(−t) = exp(−t² / 2) · erfcx(t / √2) / 2.
+/// x · Φ(x) = max(x, 0) − t · Φ(−t) with t = |x|.
 ///
-/// Written so, the negative tail has no cancellation: `1 + erf` would lose all its digits there.
+/// Looked up rather than computed by exp and a division (45 operations and 16 cycles of the divider against 19
+/// operations on sixteen lanes): between two products the function cost 30 % of a product with k = 384.
 #[inline(always)]
 fn gelu<V: Vector>(v: V, x: V::F) -> V::F {
-    let t = v.abs(x);
-    let u = v.div(v.splat(1.0), v.mul_add(t, v.splat(0.375), v.splat(1.0)));
-    let mut p = v.splat(GELU[8]);
-    for i in [7, 6, 5, 4, 3, 2, 1, 0] {
-        p = v.mul_add(p, u, v.splat(GELU[i]));
+    if V::TABLE == 16 { gelu_by_table(v, x, &GELU_16) } else { gelu_by_table(v, x, &GELU_8) }
+}
+
+#[inline(always)]
+fn gelu_by_table<V: Vector, const N: usize, const POWERS: usize>(
+    v: V,
+    x: V::F,
+    table: &[[f32; N]; POWERS],
+) -> V::F {
+    let last = (N - 1) as f32;
+    let z = v.min(v.mul(v.abs(x), v.splat(last / 6.0)), v.splat(last));
+    // 1.5 · 2²³ leaves no fraction bits: the sum's lowest bits are the nearest centre
+    let shifted = v.add(z, v.splat(12_582_912.0));
+    let d = v.sub(z, v.sub(shifted, v.splat(12_582_912.0)));
+    let mut p = v.lookup(&table[POWERS - 1], shifted);
+    for power in (0..POWERS - 1).rev() {
+        p = v.mul_add(p, d, v.lookup(&table[power], shifted));
     }
-    // −(t/√2)²: one rounding before the square, one after; both shrink with exp
-    let z = v.mul(t, v.splat(FRAC_1_SQRT_2));
-    let tail = v.mul(t, v.mul(exp(v, v.mul(v.sub(v.splat(0.0), z), z)), p));
-    // ∞ · 0 in the tail of an infinite x must not become NaN: beyond 14 the tail is below any f32 that counts
-    let tail = v.select_lt(v.splat(14.0), t, v.splat(0.0), tail);
-    v.sub(v.max(v.splat(0.0), x), tail)
+    v.neg_mul_add(z, p, v.max(v.splat(0.0), x))
 }
 
 /// 1 / (1 + e⁻ˣ)
