@@ -405,5 +405,10 @@ float h2f_(half_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
 half_t f2h_(float f) { _Float16 x = (_Float16)f; half_t h; memcpy(&h, &x, 2); return h; }
 static std::map<std::string, Kernel>& reg() { static std::map<std::string, Kernel> m; return m; }
 void register_kernel(Kernel k) { reg()[k.name] = k; }
+const Kernel* find_kernel(void* f) { for (auto& k : reg()) if (k.second.function == f) return &k.second; return nullptr; }
+void register_memory(const void*, size_t) {}
+void unregister_memory(const void*) {}
+void reset_conflicts() { stats = Stats(); }
+std::string conflict_report() { return stats.ldm_extra ? std::to_string(stats.ldm_extra) + " extra passes of ldmatrix" : ""; }
 const Kernel* find_kernel(const char* n) { auto it = reg().find(n); return it == reg().end() ? nullptr : &it->second; }
 }

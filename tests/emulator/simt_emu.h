@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <math.h>
+#include <string>
 #include <functional>
 #include <utility>
 #include <type_traits>
@@ -44,13 +45,15 @@ template <class... A, size_t... I> void call_(void (*f)(A...), void** p, std::in
 template <class... A> void call(void (*f)(A...), void** p) { call_(f, p, std::index_sequence_for<A...>()); }
 template <class... A> constexpr int nargs_(void (*)(A...)) { return sizeof...(A); }
 template <class... A> const size_t* sizes_(void (*)(A...)) { static const size_t s[] = {sizeof(std::remove_reference_t<A>)..., 0}; return s; }
-struct Kernel { const char* name; void (*invoke)(void**); int threads, nargs; const size_t* sizes; };
-void register_kernel(Kernel); const Kernel* find_kernel(const char*);
+struct Kernel { const char* name; void* function; void (*invoke)(void**); int threads, nargs; const size_t* sizes; };
+void register_kernel(Kernel); const Kernel* find_kernel(const char*); const Kernel* find_kernel(void* function);
+void register_memory(const void* p, size_t n); void unregister_memory(const void* p);   // device allocations that a test owns
+void reset_conflicts(); std::string conflict_report();                                  // empty if no line conflicts
 struct Reg { Reg(Kernel k) { register_kernel(k); } };
 }
 // extern "C" body + registration by name (what cuModuleGetFunction finds)
 #define KERNEL(nthreads, name, ...) extern "C" void name(__VA_ARGS__); \
-  static emu::Reg reg_##name({#name, [](void** p) { emu::call(name, p); }, nthreads, emu::nargs_(name), emu::sizes_(name)}); extern "C" void name(__VA_ARGS__)
+  static emu::Reg reg_##name({#name, (void*)name, [](void** p) { emu::call(name, p); }, nthreads, emu::nargs_(name), emu::sizes_(name)}); extern "C" void name(__VA_ARGS__)
 #define TMAP_PARAM(n) const TensorMap& n
 #define SMEM_DYN(p) uint8_t* p = emu::smem_dyn()
 #define SMEM_ARRAY(T, name, n) static char tag_##name; T* name = (T*)emu::smem_static(&tag_##name, sizeof(T) * (n), alignof(T))
