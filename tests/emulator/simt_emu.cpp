@@ -48,8 +48,8 @@ struct IgnoreScope { ~IgnoreScope() {} };
 namespace emu {
 Options opt; Stats stats;
 __thread Tls* cur;
-enum Kind { K_NONE, K_SHFL, K_SYNCWARP, K_MMA, K_LDM, K_WGMMA, K_WGFENCE, K_WGCOMMIT, K_WGWAIT };
-static const char* kind_name[] = {"", "shfl", "syncwarp", "mma.sync", "ldmatrix", "wgmma", "wgmma.fence", "wgmma.commit", "wgmma.wait"};
+enum Kind { K_NONE, K_SHFL, K_BALLOT, K_SYNCWARP, K_MMA, K_LDM, K_WGMMA, K_WGFENCE, K_WGCOMMIT, K_WGWAIT };
+static const char* kind_name[] = {"", "shfl", "ballot", "syncwarp", "mma.sync", "ldmatrix", "wgmma", "wgmma.fence", "wgmma.commit", "wgmma.wait"};
 struct Copy { uint8_t* dst; const uint8_t* src; bool pred; };
 struct Warp { uint64_t gen = 0; int n = 0, kind = 0, line = 0; const void* slot[32]; uint32_t u[32]; alignas(32) float f[16 * 8]; };
 struct Pend { uint64_t da, db; int n, scale, group; float** d; };
@@ -245,6 +245,9 @@ template <class Fn> static void warp_all(Kind k, int line, const void* arg, Fn f
   else wait_change(&w.gen, w.gen, kind_name[k], line);
 }
 void shfl(uint32_t& v, int src, int line) { uint32_t x = v; warp_all(K_SHFL, line, &x, [](Warp& w) { for (int i = 0; i < 32; i++) w.u[i] = *(const uint32_t*)w.slot[i]; }); v = F->w->u[src & 31]; }
+uint32_t ballot(bool p, int line) { uint32_t x = p; warp_all(K_BALLOT, line, &x, [](Warp& w) { uint32_t m = 0; for (int i = 0; i < 32; i++) m |= *(const uint32_t*)w.slot[i] << i; w.u[0] = m; }); return F->w->u[0]; }
+uint8_t* shared(saddr a, size_t n, size_t al, const char* what, int line, bool) { return at(a, n, al, what, line); }
+void global(const void* p, size_t n, const char* what, int line) { if ((uintptr_t)p % n) fail("%s line %d: address not %zu-byte aligned", what, line, n); }
 void sync_warp(int line) { REL(F->w); warp_all(K_SYNCWARP, line, nullptr, [](Warp&) {}); ACQ(F->w); }
 struct MmaArg { float* c; const uint32_t* a; uint32_t b0, b1; bool bf16; };
 void mma(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, bool bf16, int line) {
@@ -294,6 +297,10 @@ void bar_sync(int id, int n, int line) {
   REL(&b);
   if (++b.n == n) { b.n = 0; b.gen++; } else wait_change(&b.gen, b.gen, "bar.sync", line);
   ACQ(&b);
+}
+void bar_arrive(int id, int n, int line) {
+  Bar& b = B->bar[id]; if (b.n == 0) { b.expect = n; b.line = line; }
+  REL(&b); if (++b.n == n) { b.n = 0; b.gen++; }
 }
 void sync_block(int line) { bar_sync(0, B->n, line); }
 // ---- cp.async ----
