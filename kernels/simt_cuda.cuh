@@ -59,7 +59,7 @@ DEV uint32_t shfl_down(uint32_t v, int delta) { return __shfl_down_sync(FULL_MAS
 // the lanes of `mask` only; each of them must call, and may read from lanes of the mask only
 DEV float shfl_xor_mask(uint32_t mask, float v, int m) { return __shfl_xor_sync(mask, v, m); }
 DEV float shfl_idx_mask(uint32_t mask, float v, int lane) { return __shfl_sync(mask, v, lane); }
-DEV uint32_t ballot(bool p) { return __ballot_sync(FULL_MASK, p); }
+DEV uint32_t vote_ballot(bool p) { return __ballot_sync(FULL_MASK, p); }
 DEV void sync_warp() { __syncwarp(); }
 DEV void sync_warp_mask(uint32_t mask) { __syncwarp(mask); }
 DEV void sync_block() { __syncthreads(); }

@@ -66,11 +66,11 @@ struct Reg { Reg(Kernel k) { register_kernel(k); } };
 #define blockIdx (emu::cur->bid)
 #define blockDim (emu::cur->bdim)
 #define gridDim (emu::cur->gdim)
-#define LN emu::Loc at = emu::Loc::here()
-#define LOC_PARAM , emu::Loc at = emu::Loc::here()
-#define LOC_ARG , at
-#define LOC_PARAM0 emu::Loc at = emu::Loc::here()
-#define LOC_ARG0 at
+#define LN emu::Loc loc_ = emu::Loc::here()
+#define LOC_PARAM , emu::Loc loc_ = emu::Loc::here()
+#define LOC_ARG , loc_
+#define LOC_PARAM0 emu::Loc loc_ = emu::Loc::here()
+#define LOC_ARG0 loc_
 #define FULL_MASK 0xffffffffu
 DEV float flush_subnormal(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
 DEV float ex2_approx(float x) { return flush_subnormal(exp2f(flush_subnormal(x))); }   // GPU: relative error up to 2^-22
@@ -94,68 +94,66 @@ DEV uint32_t shfl_(uint32_t v, int src, int line) { emu::shfl(v, src, line); ret
 DEV uint32_t f32_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 DEV float f32_from_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 DEV int lane_() { return threadIdx.x & 31; }
-DEV uint32_t shfl_idx(uint32_t v, int lane, LN) { return shfl_(v, lane & 31, at.line); }
-DEV uint32_t shfl_xor(uint32_t v, int m, LN) { return shfl_(v, lane_() ^ m, at.line); }
-DEV uint32_t shfl_up(uint32_t v, int d, LN) { return shfl_(v, lane_() < d ? lane_() : lane_() - d, at.line); }
-DEV uint32_t shfl_down(uint32_t v, int d, LN) { return shfl_(v, lane_() + d > 31 ? lane_() : lane_() + d, at.line); }
-DEV float shfl_idx(float v, int lane, LN) { return f32_from_bits(shfl_idx(f32_bits(v), lane, at)); }
-DEV float shfl_xor(float v, int m, LN) { return f32_from_bits(shfl_xor(f32_bits(v), m, at)); }
-DEV float shfl_up(float v, int d, LN) { return f32_from_bits(shfl_up(f32_bits(v), d, at)); }
-DEV float shfl_down(float v, int d, LN) { return f32_from_bits(shfl_down(f32_bits(v), d, at)); }
-DEV uint32_t ballot(bool p, LN) { return emu::ballot(p, at.line); }
-DEV void bar_arrive(int id, int n, LN) { emu::bar_arrive(id, n, at.line); }
-DEV float ex2_approx(float x) { return exp2f(x); }
-DEV float rcp_approx(float x) { return 1.0f / x; }
+DEV uint32_t shfl_idx(uint32_t v, int lane, LN) { return shfl_(v, lane & 31, loc_.line); }
+DEV uint32_t shfl_xor(uint32_t v, int m, LN) { return shfl_(v, lane_() ^ m, loc_.line); }
+DEV uint32_t shfl_up(uint32_t v, int d, LN) { return shfl_(v, lane_() < d ? lane_() : lane_() - d, loc_.line); }
+DEV uint32_t shfl_down(uint32_t v, int d, LN) { return shfl_(v, lane_() + d > 31 ? lane_() : lane_() + d, loc_.line); }
+DEV float shfl_idx(float v, int lane, LN) { return f32_from_bits(shfl_idx(f32_bits(v), lane, loc_)); }
+DEV float shfl_xor(float v, int m, LN) { return f32_from_bits(shfl_xor(f32_bits(v), m, loc_)); }
+DEV float shfl_up(float v, int d, LN) { return f32_from_bits(shfl_up(f32_bits(v), d, loc_)); }
+DEV float shfl_down(float v, int d, LN) { return f32_from_bits(shfl_down(f32_bits(v), d, loc_)); }
+DEV uint32_t vote_ballot(bool p, LN) { return emu::ballot(p, loc_.line); }
+DEV void bar_arrive(int id, int n, LN) { emu::bar_arrive(id, n, loc_.line); }
 DEV float rsqrt_approx(float x) { return 1.0f / sqrtf(x); }
 DEV float tanh_approx(float x) { return tanhf(x); }
 template <class V> DEV V ld_shared_(saddr a, int line) { V v; memcpy(&v, emu::shared(a, sizeof v, sizeof v, "ld.shared", line, false), sizeof v); return v; }
 template <class V> DEV void st_shared_(saddr a, V v, int line) { memcpy(emu::shared(a, sizeof v, sizeof v, "st.shared", line, true), &v, sizeof v); }
-DEV u128 ld_shared_128(saddr a, LN) { return ld_shared_<u128>(a, at.line); }
-DEV u64x ld_shared_64(saddr a, LN) { return ld_shared_<u64x>(a, at.line); }
-DEV uint32_t ld_shared_32(saddr a, LN) { return ld_shared_<uint32_t>(a, at.line); }
-DEV half_t ld_shared_16(saddr a, LN) { return ld_shared_<half_t>(a, at.line); }
-DEV float ld_shared_f32(saddr a, LN) { return ld_shared_<float>(a, at.line); }
-DEV void st_shared_128(saddr a, u128 v, LN) { st_shared_(a, v, at.line); }
-DEV void st_shared_64(saddr a, u64x v, LN) { st_shared_(a, v, at.line); }
-DEV void st_shared_32(saddr a, uint32_t v, LN) { st_shared_(a, v, at.line); }
-DEV void st_shared_16(saddr a, half_t v, LN) { st_shared_(a, v, at.line); }
-DEV void st_shared_f32(saddr a, float v, LN) { st_shared_(a, v, at.line); }
+DEV u128 ld_shared_128(saddr a, LN) { return ld_shared_<u128>(a, loc_.line); }
+DEV u64x ld_shared_64(saddr a, LN) { return ld_shared_<u64x>(a, loc_.line); }
+DEV uint32_t ld_shared_32(saddr a, LN) { return ld_shared_<uint32_t>(a, loc_.line); }
+DEV half_t ld_shared_16(saddr a, LN) { return ld_shared_<half_t>(a, loc_.line); }
+DEV float ld_shared_f32(saddr a, LN) { return ld_shared_<float>(a, loc_.line); }
+DEV void st_shared_128(saddr a, u128 v, LN) { st_shared_(a, v, loc_.line); }
+DEV void st_shared_64(saddr a, u64x v, LN) { st_shared_(a, v, loc_.line); }
+DEV void st_shared_32(saddr a, uint32_t v, LN) { st_shared_(a, v, loc_.line); }
+DEV void st_shared_16(saddr a, half_t v, LN) { st_shared_(a, v, loc_.line); }
+DEV void st_shared_f32(saddr a, float v, LN) { st_shared_(a, v, loc_.line); }
 template <class V> DEV V ld_global_(const void* p, int line) { emu::global(p, sizeof(V), "ld.global", line); return *(const V*)p; }
 template <class V> DEV void st_global_(void* p, V v, int line) { emu::global(p, sizeof(V), "st.global", line); *(V*)p = v; }
-DEV u128 ld_global_nc_128(const void* p, LN) { return ld_global_<u128>(p, at.line); }
-DEV u64x ld_global_nc_64(const void* p, LN) { return ld_global_<u64x>(p, at.line); }
-DEV uint32_t ld_global_nc_32(const void* p, LN) { return ld_global_<uint32_t>(p, at.line); }
-DEV u128 ld_global_128(const void* p, LN) { return ld_global_<u128>(p, at.line); }
-DEV void st_global_128(void* p, u128 v, LN) { st_global_(p, v, at.line); }
-DEV void st_global_64(void* p, u64x v, LN) { st_global_(p, v, at.line); }
-DEV void st_global_32(void* p, uint32_t v, LN) { st_global_(p, v, at.line); }
+DEV u128 ld_global_nc_128(const void* p, LN) { return ld_global_<u128>(p, loc_.line); }
+DEV u64x ld_global_nc_64(const void* p, LN) { return ld_global_<u64x>(p, loc_.line); }
+DEV uint32_t ld_global_nc_32(const void* p, LN) { return ld_global_<uint32_t>(p, loc_.line); }
+DEV u128 ld_global_128(const void* p, LN) { return ld_global_<u128>(p, loc_.line); }
+DEV void st_global_128(void* p, u128 v, LN) { st_global_(p, v, loc_.line); }
+DEV void st_global_64(void* p, u64x v, LN) { st_global_(p, v, loc_.line); }
+DEV void st_global_32(void* p, uint32_t v, LN) { st_global_(p, v, loc_.line); }
 DEV void griddep_wait() {}
 DEV void griddep_launch() {}
 DEV int min(int a, int b) { return a < b ? a : b; }
 DEV int max(int a, int b) { return a > b ? a : b; }
-DEV void sync_block(LN) { emu::sync_block(at.line); }
-DEV void sync_warp(LN) { emu::sync_warp(at.line); }
-DEV void bar_sync(int id, int n, LN) { emu::bar_sync(id, n, at.line); }
-DEV void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, LN) { emu::mma(c, a, b0, b1, false, at.line); }
-DEV void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, LN) { emu::mma(c, a, b0, b1, true, at.line); }
-DEV void ldmatrix_x4(uint32_t (&r)[4], saddr a, LN) { emu::ldmatrix(r, a, false, at.line); }
-DEV void ldmatrix_x4_trans(uint32_t (&r)[4], saddr a, LN) { emu::ldmatrix(r, a, true, at.line); }
-DEV void cp_async_16(saddr d, const void* s, bool pred, LN) { emu::cp_async(d, s, pred, at.line); }
+DEV void sync_block(LN) { emu::sync_block(loc_.line); }
+DEV void sync_warp(LN) { emu::sync_warp(loc_.line); }
+DEV void bar_sync(int id, int n, LN) { emu::bar_sync(id, n, loc_.line); }
+DEV void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, LN) { emu::mma(c, a, b0, b1, false, loc_.line); }
+DEV void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, LN) { emu::mma(c, a, b0, b1, true, loc_.line); }
+DEV void ldmatrix_x4(uint32_t (&r)[4], saddr a, LN) { emu::ldmatrix(r, a, false, loc_.line); }
+DEV void ldmatrix_x4_trans(uint32_t (&r)[4], saddr a, LN) { emu::ldmatrix(r, a, true, loc_.line); }
+DEV void cp_async_16(saddr d, const void* s, bool pred, LN) { emu::cp_async(d, s, pred, loc_.line); }
 DEV void cp_async_commit() { emu::cp_async_commit(); }
 template <int N> DEV void cp_async_wait() { emu::cp_async_wait(N); }
 DEV void mbar_init(saddr b, uint32_t n) { emu::mbar_init(b, n); }
 DEV void mbar_fence_init() {}
 DEV void mbar_arrive(saddr b) { emu::mbar_arrive(b, 0); }
 DEV void mbar_arrive_expect_tx(saddr b, uint32_t n) { emu::mbar_arrive(b, n); }
-DEV void mbar_wait(saddr b, uint32_t parity, LN) { emu::mbar_wait(b, parity, at.line); }
+DEV void mbar_wait(saddr b, uint32_t parity, LN) { emu::mbar_wait(b, parity, loc_.line); }
 DEV void fence_proxy_async() { emu::fence_proxy_async(); }
 DEV void tma_prefetch(const TensorMap*) {}
-DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1, LN) { emu::tma_load_2d(d, m, bar, c0, c1, at.line); }
+DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1, LN) { emu::tma_load_2d(d, m, bar, c0, c1, loc_.line); }
 template <int N> DEV void setmaxnreg_inc() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
 template <int N> DEV void setmaxnreg_dec() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
-DEV void wgmma_fence(LN) { emu::wgmma_fence(at.line); }
-DEV void wgmma_commit(LN) { emu::wgmma_commit(at.line); }
-template <int N> DEV void wgmma_wait(LN) { emu::wgmma_wait(N, at.line); }
-DEV void wgmma_m64n64k16(float (&d)[32], uint64_t a, uint64_t b, int s, LN) { emu::wgmma(d, 64, a, b, s, at.line); }
-DEV void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, int s, LN) { emu::wgmma(d, 128, a, b, s, at.line); }
+DEV void wgmma_fence(LN) { emu::wgmma_fence(loc_.line); }
+DEV void wgmma_commit(LN) { emu::wgmma_commit(loc_.line); }
+template <int N> DEV void wgmma_wait(LN) { emu::wgmma_wait(N, loc_.line); }
+DEV void wgmma_m64n64k16(float (&d)[32], uint64_t a, uint64_t b, int s, LN) { emu::wgmma(d, 64, a, b, s, loc_.line); }
+DEV void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, int s, LN) { emu::wgmma(d, 128, a, b, s, loc_.line); }
 #undef LN
