@@ -76,6 +76,7 @@ DEV uint32_t ld_global_nc_32(const void* p) { uint32_t v; asm("ld.global.nc.u32 
 DEV u128 ld_global_128(const void* p) {
   u128 v; asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory"); return v;
 }
+DEV u64x ld_global_64(const void* p) { u64x v; asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory"); return v; }
 DEV void st_global_128(void* p, u128 v) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }

@@ -124,6 +124,7 @@ DEV u128 ld_global_nc_128(const void* p, LN) { return ld_global_<u128>(p, loc_.l
 DEV u64x ld_global_nc_64(const void* p, LN) { return ld_global_<u64x>(p, loc_.line); }
 DEV uint32_t ld_global_nc_32(const void* p, LN) { return ld_global_<uint32_t>(p, loc_.line); }
 DEV u128 ld_global_128(const void* p, LN) { return ld_global_<u128>(p, loc_.line); }
+DEV u64x ld_global_64(const void* p, LN) { return ld_global_<u64x>(p, loc_.line); }
 DEV void st_global_128(void* p, u128 v, LN) { st_global_(p, v, loc_.line); }
 DEV void st_global_64(void* p, u64x v, LN) { st_global_(p, v, loc_.line); }
 DEV void st_global_32(void* p, uint32_t v, LN) { st_global_(p, v, loc_.line); }
