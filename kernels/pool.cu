@@ -130,8 +130,8 @@ template <class T> DEV void store_pooled(void* out, size_t at, bool half_out, co
 template <class T>
 DEV void pool(const half_t* x, const int* cu_seqlens, const int* left_out, void* out, int* status, int hidden, int block_columns,
               int mode, int normalize, int half_out, int out_stride, int out_column) {
-  SMEM_DYN(shared);
-  saddr partial = smem_addr(shared);
+  SMEM_DYN(pool_shared);
+  saddr partial = smem_addr(pool_shared);
   int sequence = blockIdx.x, first_column = blockIdx.y * block_columns;
   int columns = hidden - first_column < block_columns ? hidden - first_column : block_columns;
   griddep_wait();
