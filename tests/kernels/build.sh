@@ -16,7 +16,7 @@ emulator=$here/../emulator
 mode=$1 source=$2 output=$3
 shift 3
 cxx=${CXX:-g++}
-flags="-std=c++17 ${OPT:--O2} -g1 -fPIC -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
+flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
 case $(uname -m) in x86_64) flags="$flags -mavx2 -mfma -mf16c" ;; esac
 case $mode in
 plain) emulator_flags=$flags ;;

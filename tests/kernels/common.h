@@ -122,7 +122,6 @@ class GuardedBase {
     previous_ = live();
     if (previous_) previous_->next_ = this;
     live() = this;
-    emu::register_memory(start_, bytes_);
   }
   ~GuardedBase() {
     emu::unregister_memory(start_);
@@ -149,7 +148,10 @@ class GuardedBase {
     if (!damage.empty()) FAIL("%s", damage.c_str());
     if (is_input_ && memcmp(start_, copy_.data(), bytes_)) FAIL("input %s was changed by the kernel", label());
   }
-  void name(const char* text) { name_ = text; }
+  void name(const char* text) {
+    name_ = text;
+    emu::register_memory(start_, bytes_, label(), !is_input_);
+  }
   size_t bytes() const { return bytes_; }
 
  protected:
@@ -157,7 +159,11 @@ class GuardedBase {
   // that a band copied into a band shows too.
   uint8_t band_byte(size_t i) const { return i & 1 ? 0x7F : (uint8_t)(0x81 | ((i >> 1) * 37 + seed_ * 11) << 1); }
   static uint32_t& serial() { static uint32_t n = 0; return n; }
-  void keep_as_input() { is_input_ = true; copy_.assign(start_, start_ + bytes_); }
+  void keep_as_input() {
+    is_input_ = true;
+    copy_.assign(start_, start_ + bytes_);
+    emu::register_memory(start_, bytes_, label(), false);
+  }
   const char* label() const { return name_.empty() ? "a buffer" : name_.c_str(); }
   void shield(bool on) {
 #ifdef __SANITIZE_ADDRESS__
@@ -202,8 +208,7 @@ template <class E> class Guarded : public GuardedBase {
 };
 
 // ---- launching ----------------------------------------------------------------------------------------------------
-// Checks the block against the kernel's launch bounds, clears the bank-conflict counters, runs the kernel, checks every
-// live guarded buffer. Emulator errors (deadlock, bad address, ...) fail the case with their text.
+// Checks the block against the kernel's launch bounds, runs the kernel, checks every live guarded buffer. Emulator errors (deadlock, bad address, ...) fail the case with their text.
 template <class... P, class... A>
 static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
   const emu::Kernel* known = emu::find_kernel((void*)kernel);
@@ -211,15 +216,18 @@ static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_by
   EXPECT((int)(block.x * block.y * block.z) == known->threads, "%s launched with %u threads, its bounds say %d", known->name,
          block.x * block.y * block.z, known->threads);
   EXPECT(smem_bytes <= 227 << 10, "%s: %zu bytes of shared memory are more than any GPU has", known->name, smem_bytes);
-  emu::reset_conflicts();
   if (grid.x && grid.y && grid.z) emu::launch(grid, block, smem_bytes, [&] { kernel((P)args...); });
   GuardedBase::check_all();
 }
 
-// No ldmatrix, cp.async or shared load/store (through the wrappers) of the last launch took more passes than its bytes
-// need, except on source lines that carry the comment `bank conflicts: <why they do not matter>`.
-static inline void expect_no_bank_conflicts() {
+// No ldmatrix, cp.async or shared load/store (through the wrappers) of the case's launches so far took more passes than its bytes
+// need, except on source lines that carry the comment `bank conflicts: <why they do not matter>`. An access that the case
+// means to look at must have been made through a wrapper: `at_least` warp-wide accesses in all.
+static inline void expect_no_bank_conflicts(long at_least = 1) {
   std::string bad = emu::conflict_report();
+  long seen = 0;
+  for (auto& line : emu::conflicts()) seen += line.accesses;
+  EXPECT(seen >= at_least, "only %ld counted accesses to shared memory", seen);
   EXPECT(bad.empty(), "bank conflicts: %s", bad.c_str());
 }
 
@@ -388,6 +396,7 @@ static inline int run_cases(int argc, char** argv) {
     case_seed = base_seed;
     for (char ch : c.name) case_seed = (case_seed ^ (uint8_t)ch) * 0x100000001B3ull;
     case_notes.clear();
+    emu::reset_conflicts();
     const char* verdict = "ok  ";
     std::string why;
     double t = cpu_ms();
