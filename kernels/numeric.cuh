@@ -19,7 +19,7 @@ struct F16 {
   DEV_MEMBER float lo(uint32_t p) { return h2lo(p); }
   DEV_MEMBER float hi(uint32_t p) { return h2hi(p); }
   DEV_MEMBER uint32_t pack(float lo, float hi) { return pack_h2(lo, hi); }
-  DEV_MEMBER void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_m16n8k16(c, a, b0, b1); }
+  DEV_MEMBER void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 LOC_PARAM) { mma_m16n8k16(c, a, b0, b1 LOC_ARG); }
 };
 struct BF16 {
   DEV_MEMBER float to_f32(half_t h) { return b2f(h); }
@@ -27,7 +27,7 @@ struct BF16 {
   DEV_MEMBER float lo(uint32_t p) { return b2f((half_t)(p & 0xffff)); }
   DEV_MEMBER float hi(uint32_t p) { return b2f((half_t)(p >> 16)); }
   DEV_MEMBER uint32_t pack(float lo, float hi) { return pack_b2(lo, hi); }
-  DEV_MEMBER void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_m16n8k16_bf16(c, a, b0, b1); }
+  DEV_MEMBER void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 LOC_PARAM) { mma_m16n8k16_bf16(c, a, b0, b1 LOC_ARG); }
 };
 
 // ---- 16 bytes of a row: eight elements ----------------------------------------------------------------------------------
