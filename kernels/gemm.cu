@@ -293,9 +293,11 @@ template <class T, class S> DEV void gemm_block(uint8_t* shared, float* norms, c
 
 // ---- the sums of a split product ----------------------------------------------------------------------------------------------
 // c = epilogue(sum of partials [splits, m, n], in order). One lane eight columns, as in the tiles; bound by the bytes of
-// partials, which L2 still holds. Grid ceil(m ceil(n / 64) / 32), block 256, no dynamic shared memory.
+// partials, which L2 still holds: small blocks, so that a few rows spread over many multiprocessors. Grid
+// ceil(m ceil(n / 64) / 8), block 64, no dynamic shared memory.
+constexpr int REDUCE_THREADS = 64;
 template <class T> DEV void splitk_reduce_block(const float* partials, half_t* c, int m, int n, int splits, const Epilogue& e) {
-  const int segments = (n + SEGMENT - 1) / SEGMENT, unit = (blockIdx.x * blockDim.x + threadIdx.x) / SEGMENT_LANES;
+  const int segments = (n + SEGMENT - 1) / SEGMENT, unit = (blockIdx.x * REDUCE_THREADS + threadIdx.x) / SEGMENT_LANES;
   const int row = unit / segments, column = unit % segments * SEGMENT + threadIdx.x % SEGMENT_LANES * VECTOR;
   const bool inside = row < m && column < n;
   const size_t at = (size_t)row * (size_t)n + column;
@@ -317,7 +319,7 @@ template <class T> DEV void splitk_reduce_block(const float* partials, half_t* c
   finish_row<T>(e, columns, v, norm, residual, c, EpiloguePlace{(size_t)row, column, n, inside});
 }
 #define SPLITK_REDUCE(name, T)                                                                                      \
-  KERNEL(256, name, const float* partials, half_t* c, int m, int n, int splits, Epilogue e) {                       \
+  KERNEL(REDUCE_THREADS, name, const float* partials, half_t* c, int m, int n, int splits, Epilogue e) {            \
     splitk_reduce_block<T>(partials, c, m, n, splits, e);                                                           \
   }
 SPLITK_REDUCE(splitk_reduce_f16, F16)
