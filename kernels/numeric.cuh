@@ -6,9 +6,9 @@
 //
 // What the GPU and the emulator agree on, to the bit: loads, stores, conversions, +, *, fmaf, / and sqrtf (IEEE, nvcc's
 // default), shuffles, comparisons. A product that feeds a sum is written as fmaf here, so nvcc has nothing left to
-// contract and g++ is built with -ffp-contract=off. What differs: `ex2_approx` (GPU: relative error <= 2^-22; emulator:
-// exp2f) and `rcp_approx` (GPU: 1 ulp; emulator: correctly rounded), hence all activations but ReLU, by a few 2^-23 of
-// the value. Neither 1/sqrtf(x) nor division is replaced by rsqrt.approx: once a row they cost nothing.
+// contract and g++ is built with -ffp-contract=off. What differs: `ex2_approx` (relative error up to 2^-22) and `rcp_approx`
+// (2^-23), which the emulator replaces by values that are off by as much, hence all activations but ReLU. Neither 1/sqrtf(x)
+// nor division is replaced by its approximation: once a row they cost nothing.
 #pragma once
 #include "simt.cuh"
 

@@ -80,9 +80,10 @@ DEV void pool_columns(const half_t* x, int hidden, int first_column, int block_c
     if (inside) pool_part<T, MAX>(x + first_column + local, hidden, t, 2 * pair + half, weighted, acc);
 #pragma unroll
     for (int e = 0; e < VECTOR; e++) acc[e] = pool_join<MAX>(acc[e], shfl_xor(acc[e], 16));
-    if (inside) {  // each half of the warp stores half of each lane's eight columns
-      u128 quad = half ? f32_quad(acc[4], acc[5], acc[6], acc[7]) : f32_quad(acc[0], acc[1], acc[2], acc[3]);
-      st_shared_128(partial + (pair * block_columns + local + 4 * half) * sizeof(float), quad);
+    if (inside) {  // each half of the warp stores four of each lane's eight columns: which, so that no two lanes meet in a bank
+      int high = half ^ (lane >> 2 & 1);
+      u128 quad = high ? f32_quad(acc[4], acc[5], acc[6], acc[7]) : f32_quad(acc[0], acc[1], acc[2], acc[3]);
+      st_shared_128(partial + (pair * block_columns + local + 4 * high) * sizeof(float), quad);
     }
   }
 }
