@@ -5,6 +5,7 @@
 
 namespace emu {
 static void make(const Copy& c) {
+  running->last_access = c.loc;
   announce_write(c.to, c.bytes);
   if (c.read) announce_read(c.from, c.bytes);
   static const uint8_t zeros[16] = {};
@@ -13,10 +14,11 @@ static void make(const Copy& c) {
   else memcpy(c.to, from, 4);
 }
 void cp_async(saddr to, const void* from, uint32_t bytes, bool read, Loc loc) {
-  Copy c{shared_at(to, bytes, bytes, "cp.async", loc), (const uint8_t*)from, bytes, read};
+  Copy c{shared_at(to, bytes, bytes, "cp.async", loc), (const uint8_t*)from, bytes, read, loc};
   count_lane(bytes == 16 ? "cp.async.16" : "cp.async.4", to, bytes, loc);
   if (read) check_global(from, bytes, false, "cp.async", loc);
   if (opt.async == EAGER) { make(c); return; }
+  running->last_access = loc;
   announce_write(c.to, bytes);
   if (opt.poison) {
     if (bytes == 16) memset(c.to, 0xFF, 16);

@@ -28,7 +28,7 @@ const char* base_name(const char* path);
 #define AT(loc) base_name((loc).file), (loc).line  // for "%s:%d"
 
 // ---- asynchronous copies of one thread -------------------------------------------------------------------------------------
-struct Copy { uint8_t* to; const uint8_t* from; uint32_t bytes; bool read; };  // read false: zeros
+struct Copy { uint8_t* to; const uint8_t* from; uint32_t bytes; bool read; Loc loc; };  // read false: zeros
 
 struct Warp;
 struct WarpGroup;
@@ -41,6 +41,7 @@ struct Fiber : ThreadIndex {
   bool done;
   Op waiting_in;                             // of a fiber that does not run: for the deadlock report
   Loc waiting_at;
+  Loc last_access;                           // through a wrapper: for tsan's reports
   const void* argument;                      // to the collective it waits in
   std::vector<Copy> copies;                  // cp.async not yet done, oldest first
   std::vector<size_t> group_ends;            // ends of committed groups in `copies`

@@ -140,6 +140,17 @@ static void switch_to_host(void** save) {
   emu_switch_stacks(save, block->host_stack_pointer);
 }
 
+// The host frees what the abandoned fibers have used: it must count as later than they.
+static void know_all_fibers() {
+#ifdef EMU_TSAN
+  void* self = __tsan_get_current_fiber();
+  for (int i = 0; i < block->n; i++) {
+    __tsan_switch_to_fiber(block->fibers[(size_t)i].tsan, 1);
+    release(&block->ended);
+  }
+  __tsan_switch_to_fiber(self, 1);
+#endif
+}
 void fail(const char* format, ...) {
   char* text = block->error.msg;
   constexpr size_t room = sizeof block->error.msg;
@@ -152,6 +163,7 @@ void fail(const char* format, ...) {
     snprintf(text + n, room - n, " [block %u,%u,%u thread %d]", b.x, b.y, b.z, running->id);
   }
   block->failed = true;
+  know_all_fibers();
   void* abandoned;
   switch_to_host(&abandoned);                // the other fibers' stacks are simply used again
   abort();
@@ -314,6 +326,7 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
     f.warp = &w;
     f.group = &b.groups[(size_t)i / 128];
     f.done = false;
+    f.last_access = Loc{nullptr, 0};
     f.copies.clear();
     f.group_ends.clear();
     f.tid = {(unsigned)i % dim.x, (unsigned)i / dim.x % dim.y, (unsigned)i / (dim.x * dim.y)};
@@ -422,5 +435,12 @@ extern "C" const char* __asan_default_options() { return "detect_leaks=0:detect_
 extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1"; }
 #endif
 #ifdef EMU_TSAN
-extern "C" const char* __tsan_default_options() { return "halt_on_error=1:history_size=2:second_deadlock_stack=1"; }
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1:history_size=2"; }
+// The emulator has no frames in tsan's stacks, so a report about a copy or an ldmatrix would not name the kernel's line.
+extern "C" void __tsan_on_report(void*) {
+  if (!emu::running) return;
+  const emu::Fiber& f = *emu::running;
+  fprintf(stderr, "EMULATOR: race seen by CUDA thread %d of block %u,%u,%u; its last access through a wrapper was at %s:%d\n", f.id, f.bid.x, f.bid.y,
+          f.bid.z, f.last_access.file ? emu::base_name(f.last_access.file) : "none", f.last_access.line);
+}
 #endif

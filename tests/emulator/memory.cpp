@@ -42,6 +42,7 @@ uint8_t* shared_access(saddr a, uint32_t bytes, Direction direction, Loc loc) {
   const char* what = names[direction][__builtin_ctz(bytes) - 1];
   uint8_t* p = shared_at(a, bytes, bytes, what, loc);
   count_lane(what, a, bytes, loc);
+  running->last_access = loc;
   return p;
 }
 

@@ -47,6 +47,7 @@ static void whole_warp(Op op, Loc loc) {
 // ---- ldmatrix, stmatrix: lane l names row l % 8 of matrix l / 8 and holds columns 2 (l % 4), + 1 of row l / 4 ----------------
 static void exchange_rows(Op op, int n, saddr row, Loc loc) {
   whole_warp(op, loc);
+  running->last_access = loc;
   uint8_t* p = shared_at(row, 16, 16, name_of(op), loc);  // of the lanes whose address is not used too: it must be one
   struct Row { uint8_t* p; saddr address; } argument{p, row};
   warp_all(op, ~0u, loc, &argument, [&](Warp& w) {

@@ -109,14 +109,15 @@ class Random {
 // poisoned, and the emulator's wrappers know the bounds of every buffer in every mode.
 class GuardedBase {
  public:
-  static constexpr size_t BAND = 1024;  // bytes on each side; a stray 16-byte store of a neighbouring lane falls into it
+  static constexpr size_t BAND = 16 << 10;  // bytes on each side: a tile's rows past the end fall into it
   GuardedBase(size_t bytes, size_t misalign) : bytes_(bytes) {
     size_t total = BAND + misalign + ((bytes + 255) & ~(size_t)255) + BAND;
     if (posix_memalign((void**)&block_, 256, total)) abort();
     total_ = total;
     start_ = block_ + BAND + misalign;
     seed_ = ++serial();
-    for (size_t i = 0; i < total_; i++) block_[i] = band_byte(i);
+    for (size_t i = 0; i < BAND + misalign + 256 && i < total_; i++) block_[i] = band_byte(i);
+    for (size_t i = BAND + misalign + bytes; i < total_; i++) block_[i] = band_byte(i);
     memset(start_, 0xFF, bytes_);
     shield(true);
     previous_ = live();
@@ -138,12 +139,20 @@ class GuardedBase {
   }
   void check() {
     shield(false);
+    uint8_t band[256];
+    for (size_t i = 0; i < sizeof band; i++) band[i] = band_byte(i);  // which has a period of 128 bytes
     std::string damage;
-    for (size_t i = 0; i < total_ && damage.empty(); i++) {
-      if (block_ + i >= start_ && block_ + i < start_ + bytes_) continue;
-      if (block_[i] != band_byte(i))
-        damage = format("guard band of %s overwritten at byte %td (buffer has %zu)", label(), block_ + i - start_, bytes_);
-    }
+    auto look = [&](size_t from, size_t to) {
+      for (size_t i = from, n; i < to && damage.empty(); i += n) {
+        n = to - i < 128 ? to - i : 128;
+        if (!memcmp(block_ + i, band + i % 128, n)) continue;
+        for (size_t e = i; e < i + n && damage.empty(); e++)
+          if (block_[e] != band_byte(e))
+            damage = format("guard band of %s overwritten at byte %td (buffer has %zu)", label(), block_ + e - start_, bytes_);
+      }
+    };
+    look(0, (size_t)(start_ - block_));
+    look((size_t)(start_ - block_) + bytes_, total_);
     shield(true);
     if (!damage.empty()) FAIL("%s", damage.c_str());
     if (is_input_ && memcmp(start_, copy_.data(), bytes_)) FAIL("input %s was changed by the kernel", label());
@@ -273,11 +282,12 @@ static inline void check_error(const char* what, const std::vector<double>& got,
   size_t at = 0;
   double e = max_error(got, ref, &at), n = max_error(naive, ref);
   double er = rms_error(got, ref), nr = rms_error(naive, ref);
+  if (!*what) what = "result";
   EXPECT(std::isfinite(n), "%s: the naive version is not finite, so it cannot be the yardstick", what);
   EXPECT(e <= 2 * n + rounding, "%s: error %.3g > 2 x %.3g (naive) + %.3g; worst at %zu of %zu: got %.9g, reference %.9g", what, e, n,
          rounding, at, ref.size(), got[at], ref[at]);
   EXPECT(er <= 2 * nr + rounding, "%s: rms error %.3g > 2 x %.3g (naive) + %.3g", what, er, nr, rounding);
-  NOTE("%s%serr %.2e naive %.2e", what, *what ? " " : "", e, n);
+  NOTE("%s err %.2e naive %.2e", what, e, n);
 }
 // Half a unit in the last place of the largest value: what rounding a result to 16 bits can cost where the naive version
 // happens to be lucky.
