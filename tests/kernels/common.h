@@ -155,7 +155,7 @@ class GuardedBase {
     look((size_t)(start_ - block_) + bytes_, total_);
     shield(true);
     if (!damage.empty()) FAIL("%s", damage.c_str());
-    if (is_input_ && memcmp(start_, copy_.data(), bytes_)) FAIL("input %s was changed by the kernel", label());
+    if (is_input_ && bytes_ && memcmp(start_, copy_.data(), bytes_)) FAIL("input %s was changed by the kernel", label());
   }
   void name(const char* text) {
     name_ = text;
