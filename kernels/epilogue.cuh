@@ -53,18 +53,42 @@ constexpr int SEGMENT_LANES = SEGMENT / VECTOR;
 // ---- statistics of a row, from its segments ---------------------------------------------------------------------------
 struct RowNorm { float mean, rstd; };
 
-// Chan's formula for all groups at once: mean = sum n_s mean_s / n, M2 = sum (M2_s + n_s (mean_s - mean)^2), in order.
+// Nearly correctly rounded, without the slow paths of division and square root in every kernel.
+DEV float reciprocal(float x) {
+  float r = rcp_approx(x);
+  return fmaf(r, fmaf(-x, r, 1.0f), r);
+}
+DEV float inverse_sqrt_newton(float x) {
+  float r = rsqrt_approx(x);
+  return fmaf(r, fmaf(-0.5f * x * r, r, 0.5f), r);
+}
+
+// Chan's formula for all segments at once, in order, around the first one's mean p:
+//   mean = p + S1 / n,  M2 = S2 - S1^2 / n,  S1 = sum n_s (mean_s - p),  S2 = sum (M2_s + n_s (mean_s - p)^2)
+// One pass, and safe: S1^2 / n is at most n / n_0 = ceil(columns / 64) times M2, as the first segment alone is as far from
+// the mean; so at most four bits of M2 cancel for rows up to 1024, whatever the row's mean. Segments are read eight at a
+// time, all in flight at once.
 DEV RowNorm merge_row_stats(const float* stats, int columns, float eps) {  // stats: [ceil(columns / 64), 2]
-  int segments = (columns + SEGMENT - 1) / SEGMENT;
-  float last = (float)(columns - (segments - 1) * SEGMENT), inverse = 1.0f / (float)columns, sum = 0, m2 = 0;
-  for (int s = 0; s < segments; s++) sum = fmaf(s + 1 < segments ? (float)SEGMENT : last, f32_from_bits(ld_global_64(stats + 2 * s).x), sum);
-  float mean = sum * inverse;
-  for (int s = 0; s < segments; s++) {
-    u64x part = ld_global_64(stats + 2 * s);
-    float off = f32_from_bits(part.x) - mean;
-    m2 += fmaf((s + 1 < segments ? (float)SEGMENT : last) * off, off, f32_from_bits(part.y));
+  constexpr int BATCH = 8;
+  float pivot = 0, s1 = 0, s2 = 0;
+#pragma unroll 1
+  for (int first = 0; first * SEGMENT < columns; first += BATCH) {
+    u64x part[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      part[i] = u64x{0, 0};
+      if ((first + i) * SEGMENT < columns) part[i] = ld_global_64(stats + 2 * (first + i));
+    }
+    if (first == 0) pivot = f32_from_bits(part[0].x);
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      float count = (float)max(0, min(SEGMENT, columns - (first + i) * SEGMENT)), off = f32_from_bits(part[i].x) - pivot;
+      s1 = fmaf(count, off, s1);
+      s2 = fmaf(count * off, off, s2 + f32_from_bits(part[i].y));
+    }
   }
-  return RowNorm{mean, 1.0f / sqrtf(fmaf(m2, inverse, eps))};
+  float inverse = reciprocal((float)columns), shift = s1 * inverse;
+  return RowNorm{pivot + shift, inverse_sqrt_newton(fmaf(fmaf(-s1, shift, s2), inverse, eps))};
 }
 DEV RowNorm row_norm(const Epilogue& e, size_t row) {
   int segments = (e.norm_columns + SEGMENT - 1) / SEGMENT;
@@ -77,10 +101,10 @@ DEV float segment_sum(float v) {
   return v + shfl_xor(v, 4);
 }
 // Two passes over values in registers; called by all lanes, `inside` says which of them hold columns of the matrix.
-template <class T> DEV void store_segment_stats(float* out, u128 stored, bool inside, int columns, bool writes) {
+template <class T> DEV void store_segment_stats(float* out, u128 stored, float inverse_count, bool inside, bool writes) {
   float v[VECTOR];
   unpack8<T>(stored, v);
-  float mean = segment_sum(inside ? sum8(v) : 0.0f) / (float)columns;
+  float mean = segment_sum(inside ? sum8(v) : 0.0f) * inverse_count;
 #pragma unroll
   for (int i = 0; i < VECTOR; i++) {
     float off = v[i] - mean;
@@ -91,19 +115,22 @@ template <class T> DEV void store_segment_stats(float* out, u128 stored, bool in
 }
 
 // ---- columns: what a lane needs for all rows ------------------------------------------------------------------------------
-struct EpilogueColumns { float bias[VECTOR], scale[VECTOR], shift[VECTOR]; };
+struct EpilogueColumns {
+  float bias[VECTOR], scale[VECTOR], shift[VECTOR];
+  float inverse_count;  // 1 / columns of the lane's segment: exactly 1/64 but in the last one
+};
 
 DEV void load_optional(const float* p, int column, bool wanted, float (&v)[VECTOR]) {
-  if (wanted) load8_f32_nc(p + column, v);
-  else {
 #pragma unroll
-    for (int i = 0; i < VECTOR; i++) v[i] = 0;
-  }
+  for (int i = 0; i < VECTOR; i++) v[i] = 0;
+  if (wanted) load8_f32_nc(p + column, v);
 }
-DEV void load_columns(const Epilogue& e, int column, bool inside, EpilogueColumns& c) {
-  load_optional(e.bias, column, inside && e.bias, c.bias);
-  load_optional(e.norm_scale, column, inside && e.norm_target != NORM_NONE, c.scale);
-  load_optional(e.norm_shift, column, inside && e.norm_target == NORM_RESIDUAL, c.shift);
+DEV void load_columns(const Epilogue& e, int column, int n, bool wanted, EpilogueColumns& c) {
+  wanted = wanted && column < n;
+  load_optional(e.bias, column, wanted && e.bias, c.bias);
+  load_optional(e.norm_scale, column, wanted && e.norm_target != NORM_NONE, c.scale);
+  load_optional(e.norm_shift, column, wanted && e.norm_target == NORM_RESIDUAL, c.shift);
+  c.inverse_count = reciprocal((float)min(SEGMENT, n - column / SEGMENT * SEGMENT));
 }
 
 // ---- activations ------------------------------------------------------------------------------------------------------------
@@ -111,15 +138,27 @@ template <int A, int N> DEV void activate_all(float (&v)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) v[i] = activate<A>(v[i]);
 }
+// SiLU, quick GELU and tanh GELU are x sigmoid(x (c + d x^2)); as one, with c and d chosen here, they are a third of the
+// code of three, to the bits of numeric.cuh's functions: d x^2 is not computed where there is none, as it may be 0 Inf.
+constexpr float GELU_TANH_LINEAR = 2.30220820f, GELU_TANH_CUBIC = 0.10294324f;  // as in gelu_tanh
+template <int N> DEV void activate_by_sigmoid(int activation, float (&v)[N]) {
+  bool cubic = activation == ACT_GELU_TANH;
+  float c = cubic ? GELU_TANH_LINEAR : activation == ACT_SILU ? LOG2_E : 1.702f * LOG2_E;
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    float square = cubic ? v[i] * v[i] : 0.0f;
+    v[i] *= sigmoid_base_2(v[i] * fmaf(square, GELU_TANH_CUBIC, c));
+  }
+}
 template <int N> DEV void activate_by(int activation, float (&v)[N]) {
   switch (activation) {
+    case ACT_NONE: break;
     case ACT_GELU: activate_all<ACT_GELU>(v); break;
-    case ACT_GELU_TANH: activate_all<ACT_GELU_TANH>(v); break;
-    case ACT_QUICK_GELU: activate_all<ACT_QUICK_GELU>(v); break;
     case ACT_RELU: activate_all<ACT_RELU>(v); break;
-    case ACT_SILU: activate_all<ACT_SILU>(v); break;
-    case ACT_TANH: activate_all<ACT_TANH>(v); break;
-    default: break;
+    case ACT_TANH:
+      if (N == VECTOR) activate_all<ACT_TANH>(v);  // no gated form has it: refused on the host, and left out of the code
+      break;
+    default: activate_by_sigmoid(activation, v); break;
   }
 }
 
@@ -170,6 +209,6 @@ DEV void finish_row(const Epilogue& e, const EpilogueColumns& c, float (&v)[VECT
   if (e.row_stats) {
     int segment = at.column / SEGMENT, segments = (at.n + SEGMENT - 1) / SEGMENT;
     float* stats = e.row_stats + (at.row * (size_t)segments + (size_t)segment) * 2;
-    store_segment_stats<T>(stats, stored, at.inside, min(SEGMENT, at.n - segment * SEGMENT), at.inside && at.column % SEGMENT == 0);
+    store_segment_stats<T>(stats, stored, c.inverse_count, at.inside, at.inside && at.column % SEGMENT == 0);
   }
 }

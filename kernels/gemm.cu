@@ -123,7 +123,9 @@ template <class T, class S> DEV void multiply(Sums<S>& sums, const Fragments<S>&
 
 // Sums of `pieces` pieces of BLOCK_K columns. Step s + 1 of the fragments loads while step s multiplies; at the last step of
 // a piece, waiting for the next one also tells that all warps have read the one before it, whose stage is filled next.
-template <class T, class S> DEV void mainloop(Sums<S>& sums, PieceCursor a, PieceCursor w, int k, int pieces, FragmentOffsets at, saddr stages) {
+// `meanwhile` runs while the first pieces are on their way.
+template <class T, class S, class F>
+DEV void mainloop(Sums<S>& sums, PieceCursor a, PieceCursor w, int k, int pieces, FragmentOffsets at, saddr stages, F meanwhile) {
   auto next = [](saddr stage, saddr stages) { return stage + S::STAGE_BYTES == stages + S::SHARED_BYTES ? stages : stage + S::STAGE_BYTES; };
   auto fill = [&](saddr stage, bool wanted) {
     if (wanted) {
@@ -132,8 +134,9 @@ template <class T, class S> DEV void mainloop(Sums<S>& sums, PieceCursor a, Piec
     }
     cp_async_commit();  // also an empty group: waiting counts groups
   };
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < S::STAGES - 1; s++) fill(stages + s * S::STAGE_BYTES, s < pieces);
+  meanwhile();
   saddr reading = stages, filling = stages + (S::STAGES - 1) * S::STAGE_BYTES;
   cp_async_wait<S::STAGES - 2>();
   sync_block();
@@ -168,13 +171,11 @@ template <class T, class S> DEV void mainloop(Sums<S>& sums, PieceCursor a, Piec
 // lanes of a row, 8 columns apart) share a bank.
 DEV uint32_t slab_swizzle(int row, int column) { return (uint32_t)(column ^ ((row & 3) << 3) ^ ((column & 32) >> 3)) * 4; }
 
-// With the ids written out, a block takes three of a multiprocessor's named barriers instead of all sixteen.
-template <class S> DEV void team_sync(int team) {
-  static_assert(S::TEAM_WARPS == 1 || S::TEAMS <= 2, "an id a team");
+// All teams of a block have the same number of slabs, so a barrier of the block serves teams of several warps. (Named
+// barriers for each team were tried: with computed ids a block takes all sixteen, and they save nothing for two teams.)
+template <class S> DEV void team_sync() {
   if (S::TEAM_WARPS == 1) sync_warp();
-  else if (S::TEAMS == 1) sync_block();
-  else if (team == 0) bar_sync(1, S::TEAM_THREADS);
-  else bar_sync(2, S::TEAM_THREADS);
+  else sync_block();
 }
 template <class S> DEV void store_slab(const float (&sums)[S::MMA_N][4], saddr slab, int warp_in_team) {
   int lane = threadIdx.x & 31, row = lane >> 2;
@@ -223,7 +224,7 @@ DEV void store_tile(const Sums<S>& sums, const Matrices& x, const Epilogue& e, i
   }
   cp_async_commit();
   EpilogueColumns columns;
-  load_columns(e, column, in_columns && !split, columns);
+  load_columns(e, column, x.n, !split, columns);
 
 #pragma unroll 1  // once in the code: an activation of 8 columns in seven kinds is long
   for (int i = 0; i < S::MMA_M; i++) {
@@ -231,7 +232,7 @@ DEV void store_tile(const Sums<S>& sums, const Matrices& x, const Epilogue& e, i
     for (int s = 0; s < S::MMA_M; s++)
       if (s == i) store_slab<S>(sums.v[s], slab, warp_in_team);  // registers cannot be indexed
     cp_async_wait<0>();
-    team_sync<S>(team);
+    team_sync<S>();
 #pragma unroll 1
     for (int pass = 0; pass < S::PASSES; pass++) {
       int slab_row = pass * S::ROWS_PER_PASS + lane_row, tile_row = team_row + i * 16 + slab_row, row = first_row + tile_row;
@@ -251,7 +252,7 @@ DEV void store_tile(const Sums<S>& sums, const Matrices& x, const Epilogue& e, i
       }
       finish_row<T>(e, columns, v, norm, r, x.c, EpiloguePlace{(size_t)row, column, x.n, inside});
     }
-    team_sync<S>(team);
+    team_sync<S>();
   }
 }
 
@@ -272,11 +273,6 @@ template <class T, class S> DEV void gemm_block(uint8_t* shared, float* norms, c
   const int warp = threadIdx.x >> 5;
 
   griddep_wait();  // launched with programmatic serialisation or not: what came before has written a, residual, statistics
-  if (e.norm_target != NORM_NONE && gridDim.y == 1 && (int)threadIdx.x < S::BLOCK_M) {
-    int row = first_row + threadIdx.x;
-    RowNorm norm = row < x.m ? row_norm(e, (size_t)row) : RowNorm{0, 0};
-    st_shared_64(smem_addr(norms + 2 * threadIdx.x), u64x{f32_bits(norm.mean), f32_bits(norm.rstd)});
-  }
   Sums<S> sums;
 #pragma unroll
   for (int i = 0; i < S::MMA_M; i++)
@@ -286,7 +282,13 @@ template <class T, class S> DEV void gemm_block(uint8_t* shared, float* norms, c
       for (int q = 0; q < 4; q++) sums.v[i][j][q] = 0;
   mainloop<T, S>(sums, piece_cursor<S>(x.a, first_row, x.m, first_piece * S::BLOCK_K, x.k, 0),
                  piece_cursor<S>(x.w, first_column, x.n, first_piece * S::BLOCK_K, x.k, S::A_BYTES), x.k, pieces,
-                 fragment_offsets<S>(warp / S::WARPS_N, warp % S::WARPS_N), smem_addr(shared));
+                 fragment_offsets<S>(warp / S::WARPS_N, warp % S::WARPS_N), smem_addr(shared), [&] {
+                   // barriers of the main loop lie between this and its use
+                   if (e.norm_target == NORM_NONE || gridDim.y > 1 || (int)threadIdx.x >= S::BLOCK_M) return;
+                   int row = first_row + threadIdx.x;
+                   RowNorm norm = row < x.m ? row_norm(e, (size_t)row) : RowNorm{0, 0};
+                   st_shared_64(smem_addr(norms + 2 * threadIdx.x), u64x{f32_bits(norm.mean), f32_bits(norm.rstd)});
+                 });
   griddep_launch();
   store_tile<T, S>(sums, x, e, first_row, first_column, smem_addr(shared), smem_addr(norms));
 }
@@ -314,7 +316,7 @@ template <class T> DEV void splitk_reduce_block(const float* partials, half_t* c
     if (e.residual) residual = ld_global_128(e.residual + at);
   }
   EpilogueColumns columns;
-  load_columns(e, column, inside, columns);
+  load_columns(e, column, n, row < m, columns);
   RowNorm norm = inside && e.norm_target != NORM_NONE ? row_norm(e, (size_t)row) : RowNorm{0, 0};
   finish_row<T>(e, columns, v, norm, residual, c, EpiloguePlace{(size_t)row, column, n, inside});
 }
