@@ -97,7 +97,7 @@ template <class T> static std::vector<half_t> run(const Variant& v, const Proble
   EXPECT(list.size() % v.tiles_per_block == 0, "a work list of %zu entries", list.size());
   Guarded<half_t> qkv(p.qkv, "qkv"), out((size_t)p.total_tokens() * p.hidden(), "out");
   Guarded<u128> tiles(list, "tiles");
-  Guarded<float> bias(p.bias, "bias");
+  Guarded<float> bias(p.bias.empty() ? std::vector<float>(1) : p.bias, "bias");
   unsigned blocks = (unsigned)(list.size() / v.tiles_per_block) * (unsigned)((p.heads + v.heads_per_block - 1) / v.heads_per_block);
   launch(std::is_same<T, F16>::value ? v.f16 : v.bf16, dim3e{blocks}, dim3e{(unsigned)v.threads}, v.shared_bytes, qkv.data(), out.data(),
          tiles.data(), p.heads, p.bias.empty() ? nullptr : bias.data(), p.radius, p.window);
