@@ -54,7 +54,8 @@ struct Kernel {
   void* function;
   void (*invoke)(void** parameters);     // as cuLaunchKernel gets them
   int threads, min_blocks, n_parameters;
-  const size_t* parameter_bytes;
+  const size_t *parameter_bytes, *parameter_align;
+  const bool* parameter_is_pointer;
 };
 void register_kernel(Kernel);
 const Kernel* find_kernel(const char* name);
@@ -89,6 +90,14 @@ template <class... A> constexpr int count_parameters(void (*)(A...)) { return si
 template <class... A> const size_t* parameter_sizes(void (*)(A...)) {
   static const size_t bytes[] = {sizeof(std::remove_reference_t<A>)..., 0};
   return bytes;
+}
+template <class... A> const size_t* parameter_alignments(void (*)(A...)) {
+  static const size_t bytes[] = {alignof(std::remove_reference_t<A>)..., 1};
+  return bytes;
+}
+template <class... A> const bool* parameter_pointers(void (*)(A...)) {
+  static const bool pointers[] = {std::is_pointer<A>::value..., false};
+  return pointers;
 }
 struct Registration { explicit Registration(Kernel k) { register_kernel(k); } };
 }  // namespace emu

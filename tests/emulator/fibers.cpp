@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include "core.h"
@@ -388,13 +389,14 @@ void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()
   bool failed = false;
   Error error;
   auto work = [&] {
-    static thread_local Block blocks[BLOCK_SETS];
+    static thread_local std::unique_ptr<Block> blocks[BLOCK_SETS];
+    for (auto& b : blocks) if (!b) b.reset(new Block);
     for (uint64_t i; (i = next++) < total;) {
       uint64_t id = opt.order == REVERSE ? total - 1 - i : i;
-      try { run_block(blocks[i % BLOCK_SETS], id, grid, dim, smem_bytes, body); }
+      try { run_block(*blocks[i % BLOCK_SETS], id, grid, dim, smem_bytes, body); }
       catch (Error& e) { std::lock_guard<std::mutex> lock(mutex); failed = true; error = e; next = total; }
     }
-    for (Block& b : blocks) acquire(&b.ended);
+    for (auto& b : blocks) acquire(&b->ended);
   };
 #ifdef EMU_TSAN
   int n_threads = 1;

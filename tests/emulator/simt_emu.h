@@ -52,7 +52,8 @@ float approximately(float y, float x, float relative, bool exact);
 #define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...)                                                                  \
   extern "C" void name(__VA_ARGS__);                                                                                        \
   static emu::Registration registration_##name({#name, (void*)name, [](void** p) { emu::call(name, p); }, nthreads,         \
-                                                min_blocks, emu::count_parameters(name), emu::parameter_sizes(name)});      \
+                                                min_blocks, emu::count_parameters(name), emu::parameter_sizes(name),        \
+                                                emu::parameter_alignments(name), emu::parameter_pointers(name)});           \
   extern "C" void name(__VA_ARGS__)
 #define TMAP_PARAM(n) const TensorMap& n
 #define SMEM_DYN(p) uint8_t* p = emu::smem_dynamic()

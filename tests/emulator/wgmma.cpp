@@ -2,6 +2,7 @@
 // made when the warpgroup waits for its group; its accumulators are NaN until then.
 #include <math.h>
 #include <string.h>
+#include <memory>
 #include "core.h"
 
 namespace emu {
@@ -46,7 +47,12 @@ static void operand_row(uint64_t descriptor, int row, float* out, int step, Loc 
 }
 // acc [128 threads][n / 2]
 static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
-  static thread_local float A[64][16], B[16][256], C[64][256];
+  struct Scratch { float A[64][16], B[16][256], C[64][256]; };
+  static thread_local std::unique_ptr<Scratch> scratch;  // not in the thread's static storage: libcuda.so is loaded late
+  if (!scratch) { Unseen unseen; scratch.reset(new Scratch); }
+  auto &A = scratch->A;
+  auto &B = scratch->B;
+  auto &C = scratch->C;
   const int n = p.n, half = n / 2;
   InTheNameOf tensor_core(block->tsan_wgmma);
   acquire(&block->tsan_tma);                 // only fence.proxy.async makes ordinary stores visible here
