@@ -9,16 +9,21 @@ from .occupancy import blocks_per_sm
 # What a user downloads and the library maps; also what it may add to a binary.
 MAX_IMAGE_BYTES = 1 << 20
 
-# Kernels whose matrices must be read and written 16 bytes a lane.
-WIDE = re.compile(r"(gemm|splitk_reduce|attention)_")
-
-# Narrower global accesses of those kernels: (kernel, access, most of them in the code, why they are not of matrices).
+# Global accesses are 16 bytes a lane, except for: (kernels, access, most of them in the code of one, what they are).
+# None of these is of a matrix or a row of activations.
 NARROW = [
-    ("(gemm|splitk_reduce)_.*", "LDG.64", 29, "statistics of rows to normalise: mean and M2, two floats for 64 columns"),
-    ("(gemm|splitk_reduce)_.*", "LDG.32", 29, "the same, where only the mean is used"),
-    ("(gemm|splitk_reduce)_.*", "STG.64", 1, "statistics of the rows stored"),
+    ("(gemm|splitk_reduce|layernorm_from_stats)_.*", "LDG.64", 8, "statistics: mean and M2 of 64 columns of a row"),
+    ("(gemm|splitk_reduce)_.*", "STG.64", 1, "the same, of the rows stored"),
     ("attention_.*", "LDGSTS.32", 4, "the additive bias: neighbouring floats of a head's line, at any offset"),
+    ("embed_layernorm_.*", "LDG.32", 3, "the token's id, position and type"),
+    ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
+    ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
+    ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),
+    ("fold_layernorm_.*", "LDG.32", 1, "the bias of a row of weights, at load"),
+    ("fold_layernorm_.*", "STG.32", 2, "the same, folded, and the sum of the row"),
 ]
+# Products are made by these: mma.sync from what ldmatrix read.
+TENSOR = re.compile(r"(gemm|attention)_")
 
 
 def problems(images, logs):
@@ -44,7 +49,7 @@ def local_memory(usage):
 
 
 def accesses(name, usage):
-    """Atomics (their order is not fixed), generic addresses (slower, and of unknown space), narrow accesses to matrices."""
+    """Atomics (their order is not fixed), generic addresses (slower, and of unknown space), narrow accesses."""
     found = []
     for op, count in sorted(usage.accesses.items()):
         base = op.split(".")[0]
@@ -52,10 +57,12 @@ def accesses(name, usage):
             found.append(f"{count} {op}: atomics sum in no fixed order")
         elif base in ("LD", "ST"):
             found.append(f"{count} {op}: a generic address, where a global or shared one is meant")
-        elif base in ("LDG", "STG", "LDGSTS") and not op.endswith(".128") and WIDE.match(name):
+        elif base in ("LDG", "STG", "LDGSTS") and not op.endswith(".128"):
             allowed = sum(most for kernel, access, most, _ in NARROW if re.fullmatch(kernel, name) and access == op)
             if count > allowed:
-                found.append(f"{count} {op}, {allowed} allowed: matrices are read and written 16 bytes a lane")
+                found.append(f"{count} {op}, {allowed} allowed: 16 bytes a lane are wanted")
+    if TENSOR.match(name) and not (usage.accesses["HMMA"] and usage.accesses["LDSM"]):
+        found.append("no HMMA or no LDSM: not on the tensor cores")
     return found
 
 

@@ -55,32 +55,24 @@ class Tile:
     """A line of a table of tiles, plain numbers only: `GEMM_TILE(kernel, 128, 256, ...)`."""
 
     file: str
-    columns: dict  # {'BLOCK_M': 128, ..., 'THREADS': 256, 'DYNAMIC_SHARED_BYTES': 98304}
-
-    @property
-    def threads(self):
-        return self.columns["THREADS"]
-
-    @property
-    def dynamic_shared(self):
-        return self.columns["DYNAMIC_SHARED_BYTES"]
+    threads: int
+    dynamic_shared: int
 
 
 @functools.lru_cache
 def tiles():
     """Kernel (without its element type's suffix) to Tile, from every table in the sources.
 
-    A comment above the lines, `GEMM_TILE(name, BLOCK_M, ..., THREADS, ..., DYNAMIC_SHARED_BYTES)`, names the columns.
+    `#define GEMM_TILE(name, ..., threads, ..., <some>_bytes)` names the columns; dynamic shared memory is the last.
     """
     found = {}
     for path, content in files().items():
         text = content.decode()
-        heads = dict(re.findall(r"^//\s+([A-Z]+_TILE)\((name(?:, [A-Z_]+)+)\)", text, re.MULTILINE))
+        heads = dict(re.findall(r"^#define ([A-Z]+_TILE)\(name, ([\w, ]+)\)", text, re.MULTILINE))
         for macro, kernel, numbers in re.findall(r"^\s*([A-Z]+_TILE)\((\w+)((?:,\s*\d+)+)\)", text, re.MULTILINE):
-            names = heads[macro].split(", ")[1:]
-            values = [int(n) for n in numbers.split(",")[1:]]
-            assert len(names) == len(values), f"{path}: {macro}({kernel}, ...) has {len(values)} columns, its head {len(names)}"
-            found[kernel] = Tile(path, dict(zip(names, values)))
+            names, values = heads[macro].split(", "), [int(n) for n in numbers.split(",")[1:]]
+            assert len(names) == len(values) and names[-1].endswith("_bytes"), f"{path}: {macro}({kernel}, ...)"
+            found[kernel] = Tile(path, values[names.index("threads")], values[-1])
     return found
 
 
