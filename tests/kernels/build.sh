@@ -13,7 +13,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 emulator=$here/../emulator
-mode=$1 source=$2 output=$3
+mode=$1 output=$3
+source=$(cd "$(dirname "$2")" && pwd)/$(basename "$2") # absolute: tests find their fixtures by __FILE__
 shift 3
 cxx=${CXX:-g++}
 flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
