@@ -42,6 +42,9 @@ struct Fiber : ThreadIndex {
   Op waiting_in;                             // of a fiber that does not run: for the deadlock report
   Loc waiting_at;
   Loc last_access;                           // through a wrapper: for tsan's reports
+  bool waited;                               // has called griddep_wait
+  const char* early;                         // the first access that should have come after it, if there was one
+  Loc early_at;
   const void* argument;                      // to the collective it waits in
   std::vector<Copy> copies;                  // cp.async not yet done, oldest first
   std::vector<size_t> group_ends;            // ends of committed groups in `copies`
@@ -102,6 +105,7 @@ struct Block {
   Error error;
   std::minstd_rand random;
   void *tsan_host = nullptr, *tsan_tma = nullptr, *tsan_wgmma = nullptr;
+  bool waited = false;                       // a thread has called griddep_wait
   char started = 0, ended = 0, tma_issued = 0;  // tsan: addresses of order, not data
   ~Block();
 };
@@ -116,6 +120,7 @@ void wake(Warp&, uint32_t lanes);
 // ---- memory.cpp ------------------------------------------------------------------------------------------------------------
 uint8_t* shared_at(saddr, size_t bytes, size_t align, const char* what, Loc);
 void check_global(const void*, size_t bytes, bool write, const char* what, Loc);
+void begin_launch();                         // numbers it
 
 // ---- banks.cpp -------------------------------------------------------------------------------------------------------------
 void count_lane(const char* what, saddr, uint32_t bytes, Loc);                       // one lane of a warp-wide access

@@ -31,6 +31,10 @@ struct Options {
   Async async = LATE;
   Order order = FORWARD;
   bool poison = true;        // shared memory, and what a copy in flight will overwrite, holds NaN
+  // The launch may begin before the ones before it have ended (programmatic dependent launch): memory that they wrote, or
+  // read where this one writes, may be touched only after griddep_wait. Looked at in kernels that call it.
+  bool dependent = true;
+  bool must_wait = false;    // every block of a dependent launch has to call griddep_wait
   bool approximate = true;   // ex2, rcp, rsqrt and tanh err as much as the PTX ISA lets them
   unsigned seed = 1;         // of SHUFFLE
   int threads = 1;           // blocks that run at once (not under tsan)
@@ -67,6 +71,7 @@ std::vector<const Kernel*> all_kernels();
 // where `writable` is false. Registering a start again replaces it.
 void register_memory(const void* start, size_t bytes, const char* label = "", bool writable = true);
 void unregister_memory(const void* start);
+void launches_have_ended();              // the host has waited for all launches so far
 
 // ---- bank conflicts ----------------------------------------------------------------------------------------------------------
 struct LineConflicts {

@@ -317,7 +317,7 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
   b.tma_queue.clear();
   b.static_bytes = 0;
   b.body = &body;
-  b.failed = false;
+  b.failed = b.waited = false;
   b.ready_warps = 0;
   for (int i = 0; i < n; i++) {
     Fiber& f = b.fibers[(size_t)i];
@@ -328,6 +328,8 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
     f.group = &b.groups[(size_t)i / 128];
     f.done = false;
     f.last_access = Loc{nullptr, 0};
+    f.waited = false;
+    f.early = nullptr;
     f.copies.clear();
     f.group_ends.clear();
     f.tid = {(unsigned)i % dim.x, (unsigned)i / dim.x % dim.y, (unsigned)i / (dim.x * dim.y)};
@@ -363,6 +365,10 @@ static void run_block(Block& b, uint64_t id, dim3e grid, dim3e dim, size_t smem_
     snprintf(b.error.msg, sizeof b.error.msg, "block exits with TMA copies in flight, from %s:%d", AT(b.tma_queue[0].loc));
     b.failed = true;
   }
+  if (!b.failed && opt.must_wait && !b.waited) {
+    snprintf(b.error.msg, sizeof b.error.msg, "a dependent launch whose block never calls griddep_wait: the launch after it could begin before the one before it has ended");
+    b.failed = true;
+  }
   for (WarpGroup& g : b.groups)
     if (!b.failed && !g.queue.empty()) {
       snprintf(b.error.msg, sizeof b.error.msg, "block exits with wgmma in flight (no wgmma_wait)");
@@ -384,6 +390,7 @@ void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()
   if (!total || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) refuse("grid is empty or above 2^31-1 x 65535 x 65535");
   if (!n || n > 1024 || dim.z > 64) refuse("block is empty or above 1024 threads");
   if (smem_bytes > MAX_SMEM_BYTES) refuse("more dynamic shared memory than any GPU has");
+  begin_launch();
   std::atomic<uint64_t> next{0};
   std::mutex mutex;
   bool failed = false;

@@ -47,13 +47,16 @@ uint8_t* shared_access(saddr a, uint32_t bytes, Direction direction, Loc loc) {
 }
 
 // ---- device memory ---------------------------------------------------------------------------------------------------------
-struct Allocation { uintptr_t start; size_t bytes; std::string label; bool writable; };
+// Who touched what is kept by pieces, as an arena is one allocation.
+constexpr size_t PIECE = 256;
+struct Piece { uint32_t written_by = 0, read_by = 0; };  // numbers of launches
+struct Allocation { uintptr_t start; size_t bytes; std::string label; bool writable; std::vector<Piece> pieces; };
 static std::map<uintptr_t, Allocation>& allocations() { static std::map<uintptr_t, Allocation> m; return m; }
 static std::mutex allocations_mutex;
 static uint64_t allocations_version = 1;
 void register_memory(const void* start, size_t bytes, const char* label, bool writable) {
   std::lock_guard<std::mutex> lock(allocations_mutex);
-  allocations()[(uintptr_t)start] = {(uintptr_t)start, bytes, label, writable};
+  allocations()[(uintptr_t)start] = {(uintptr_t)start, bytes, label, writable, std::vector<Piece>(bytes / PIECE + 2)};
   allocations_version++;
 }
 void unregister_memory(const void* start) {
@@ -73,6 +76,7 @@ void unregister_memory(const void* start) {
     snprintf(text, sizeof text, ": %lld bytes before %s", (long long)(after->first - p), after->second.label.empty() ? "an allocation" : after->second.label.c_str());
   fail("%s at %s:%d: %u bytes outside of every allocation%s", what, AT(loc), bytes, *text ? text : p ? "" : " (null pointer)");
 }
+static void note_access(Allocation&, uintptr_t p, size_t bytes, bool write, const char* what, Loc);
 void check_global(const void* pointer, size_t bytes, bool write, const char* what, Loc loc) {
   const uintptr_t p = (uintptr_t)pointer;
   static thread_local uint64_t version = 0;
@@ -93,6 +97,29 @@ void check_global(const void* pointer, size_t bytes, bool write, const char* wha
   }
   if (p - a->start + bytes > a->bytes) out_of_bounds(p, (uint32_t)bytes, what, loc);
   if (write && !a->writable) fail("%s at %s:%d: writes to the input %s", what, AT(loc), a->label.c_str());
+  if (bytes <= 16) note_access(*a, p, bytes, write, what, loc);
+}
+
+// ---- programmatic dependent launch ------------------------------------------------------------------------------------------
+static uint32_t launch_number = 0, ended = 0;  // this launch; the last one that is known to have ended
+void begin_launch() {
+  launch_number++;
+  if (!opt.dependent) ended = launch_number - 1;
+}
+void launches_have_ended() { ended = launch_number; }
+static void note_access(Allocation& a, uintptr_t p, size_t bytes, bool write, const char* what, Loc loc) {
+  auto later = [](uint32_t& who) { uint32_t n = __atomic_load_n(&who, __ATOMIC_RELAXED); return n > ended && n < launch_number; };
+  for (size_t i = (p - a.start) / PIECE; i <= (p - a.start + bytes - 1) / PIECE; i++) {
+    Piece& piece = a.pieces[i];
+    Fiber& f = *running;
+    if (!f.waited && !f.early && (later(piece.written_by) || (write && later(piece.read_by)))) { f.early = what; f.early_at = loc; }
+    __atomic_store_n(write ? &piece.written_by : &piece.read_by, launch_number, __ATOMIC_RELAXED);
+  }
+}
+void griddep_wait(Loc loc) {
+  Fiber& f = *running;
+  if (f.early) fail("%s at %s:%d touches what an earlier launch may still be at; griddep_wait comes at %s:%d", f.early, AT(f.early_at), AT(loc));
+  f.waited = block->waited = true;
 }
 void global_access(const void* p, uint32_t bytes, Direction direction, Loc loc) {
   static const char* const names[2][3] = {{"ld.global.32", "ld.global.64", "ld.global.128"}, {"st.global.32", "st.global.64", "st.global.128"}};

@@ -32,6 +32,7 @@ void mma(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, bool bf16, Loc);
 void ldmatrix(uint32_t* r, int n, saddr, bool transposed, Loc);
 void stmatrix(const uint32_t* r, int n, saddr, bool transposed, Loc);
 void cp_async(saddr, const void*, uint32_t bytes, bool read, Loc);
+void griddep_wait(Loc);
 void cp_async_commit();
 void cp_async_wait(int n);
 void mbar_init(saddr, uint32_t count, Loc);
@@ -161,8 +162,8 @@ DEV void cp_async_4(saddr d, const void* s, bool pred LOC_PARAM) { emu::cp_async
 DEV void cp_async_commit() { emu::cp_async_commit(); }
 template <int N> DEV void cp_async_wait() { emu::cp_async_wait(N); }
 
-// ---- programmatic dependent launch: kernels run one after the other here ---------------------------------------------------
-DEV void griddep_wait() {}
+// ---- programmatic dependent launch: kernels run one after the other here, but what is touched too early is known ----------------
+DEV void griddep_wait(LOC_PARAM0) { emu::griddep_wait(loc_); }
 DEV void griddep_launch() {}
 
 // ---- sm_90 -----------------------------------------------------------------------------------------------------------------

@@ -34,8 +34,33 @@ KERNEL(32, bug_optional, const float* in, const float* nothing, float* out) {
   if (nothing || planted("NULL_POINTER")) v += f32_from_bits(ld_global_nc_32(nothing + threadIdx.x));
   out[threadIdx.x] = v;
 }
+// the second of two launches, of which the first may still be running: t = 2 t, in place
+KERNEL(32, bug_dependent, float* t, const float* scale) {
+  float factor = f32_from_bits(ld_global_nc_32(scale));  // nobody writes it: may be read early
+  float* mine = t + threadIdx.x * 4;
+  if (planted("STORE_BEFORE_GRIDDEP_WAIT")) st_global_32(mine, ld_global_nc_32(scale));
+  u128 v{};
+  if (planted("LOAD_BEFORE_GRIDDEP_WAIT")) v = ld_global_128(mine);
+  if (!planted("NO_GRIDDEP_WAIT")) griddep_wait();
+  if (!planted("LOAD_BEFORE_GRIDDEP_WAIT")) v = ld_global_128(mine);
+  auto twice = [&](uint32_t bits) { return f32_bits(f32_from_bits(bits) * factor); };
+  st_global_128(mine, u128{twice(v.x), twice(v.y), twice(v.z), twice(v.w)});
+  griddep_launch();
+}
 
 static const int global_cases[] = {
+    add_case("dependent", [] {
+      std::vector<float> v(128);
+      for (size_t i = 0; i < v.size(); i++) v[i] = (float)i;
+      Guarded<float> t(128, "t"), scale(std::vector<float>{2}, "scale"), in(v, "in");
+      launch(bug_copy, {1}, {32}, 0, (float*)in.data(), t.data(), 128);
+      emu::opt.must_wait = true;
+      try { launch(bug_dependent, {1}, {32}, 0, t.data(), scale.data()); }
+      catch (...) { emu::opt.must_wait = false; throw; }
+      emu::opt.must_wait = false;
+      if (!planted("STORE_BEFORE_GRIDDEP_WAIT"))
+        for (size_t i = 0; i < 128; i++) EXPECT(t[i] == 2 * (float)i, "wrong at %zu", i);
+    }),
     add_case("copy", [] {
       Random random(case_seed);
       const int n = 100;

@@ -129,7 +129,11 @@ static CUresult check_range(const char* call, CUdeviceptr p, size_t bytes) {
   say("%s: %zu bytes at %#llx are not inside an allocation", call, bytes, (unsigned long long)p);
   return INVALID_VALUE;
 }
-static CUresult copy(void* to, const void* from, size_t bytes) { memmove(to, from, bytes); return SUCCESS; }
+static CUresult copy(void* to, const void* from, size_t bytes) {
+  emu::launches_have_ended();                // only a kernel right behind a kernel may begin early
+  memmove(to, from, bytes);
+  return SUCCESS;
+}
 
 static CUresult to_device(CUdeviceptr to, const void* from, size_t bytes, Stream* stream) {
   if (CUresult r = check_range("copy to the device", to, bytes)) return r;
@@ -172,7 +176,7 @@ template <class V> static CUresult fill(CUdeviceptr p, V value, size_t n, void* 
   if (p % sizeof(V)) return INVALID_VALUE;
   if (CUresult r = check_range("memset", p, n * sizeof(V))) return r;
   if (!n) return SUCCESS;
-  return enqueue(stream_of(stream), "memset", [=] { for (size_t i = 0; i < n; i++) ((V*)p)[i] = value; return (CUresult)SUCCESS; });
+  return enqueue(stream_of(stream), "memset", [=] { emu::launches_have_ended(); for (size_t i = 0; i < n; i++) ((V*)p)[i] = value; return (CUresult)SUCCESS; });
 }
 API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, void* stream) { return fill(p, v, n, stream); }
 API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, void* stream) { return fill(p, v, n, stream); }

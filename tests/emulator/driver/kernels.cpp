@@ -166,7 +166,7 @@ API cuOccupancyMaxActiveClusters(int*, Function*, const void*) { return NOT_SUPP
 API cuOccupancyMaxPotentialClusterSize(int*, Function*, const void*) { return NOT_SUPPORTED; }
 
 // ---- launching -----------------------------------------------------------------------------------------------------------------------
-struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; std::vector<std::vector<uint8_t>> parameters; };
+struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; bool dependent; std::vector<std::vector<uint8_t>> parameters; };
 
 static CUresult run(const Launch& l) {
   trace("%s grid %u,%u,%u block %u shared %u", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared);
@@ -185,6 +185,7 @@ static CUresult run(const Launch& l) {
       return ILLEGAL_ADDRESS;
     }
   }
+  emu::opt.dependent = emu::opt.must_wait = l.dependent;
   try {
     emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); });
   } catch (emu::Error& e) {
@@ -194,7 +195,7 @@ static CUresult run(const Launch& l) {
   }
   return SUCCESS;
 }
-static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra) {
+static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent) {
   const emu::Kernel& k = *f->kernel;
   const int arch = current_context->device->architecture, threads = (int)(block.x * block.y * block.z);
   auto refuse = [&](const char* why) { say("%s: %s", k.name, why); return (CUresult)INVALID_VALUE; };
@@ -205,7 +206,7 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
   if (!blocks_per_sm(f, threads, shared, arch)) return LAUNCH_OUT_OF_RESOURCES;
-  auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, {}});
+  auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, {}});
   for (int i = 0; i < k.n_parameters; i++) {  // copied at the call, as the driver does
     if (!parameters[i]) { say("%s: parameter %d of %d is missing", k.name, i, k.n_parameters); return INVALID_VALUE; }
     l->parameters.emplace_back((uint8_t*)parameters[i], (uint8_t*)parameters[i] + k.parameter_bytes[i]);
@@ -214,18 +215,22 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
 }
 API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
   ENTER();
-  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, extra);
+  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, extra, false);
 }
 struct LaunchAttribute { int id; char pad[4]; union { char bytes[64]; unsigned cluster[3]; int flag; } value; };
 struct LaunchConfig { unsigned grid[3], block[3], shared; void* stream; LaunchAttribute* attributes; unsigned n; };
 API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void** extra) {
   ENTER();
+  bool dependent = false;
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
     if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters are not emulated", f->kernel->name); return NOT_SUPPORTED; }
-    if (a.id == 6 && current_context->device->architecture < 90) return NOT_SUPPORTED;  // programmatic launch
+    if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
+      if (current_context->device->architecture < 90) return NOT_SUPPORTED;
+      dependent = true;
+    }
   }
-  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra);
+  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent);
 }
 API cuLaunchCooperativeKernel(Function*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**) { return NOT_SUPPORTED; }
 

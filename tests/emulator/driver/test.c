@@ -205,6 +205,29 @@ static void wrong_launches(void) {
   IS(1, cuMemcpyHtoDAsync_v2, x, input, (size_t)(N * 2 + 1), stream);  // past the end
   OK(cuStreamSynchronize, stream);
 }
+struct attribute { int id; char pad[4]; union { char bytes[64]; int flag; } value; };
+struct config { unsigned grid[3], block[3], shared; void* stream; struct attribute* attributes; unsigned n; };
+static void dependent_launches(void) {       // cuLaunchKernelEx with programmatic dependent launch: out = norm(norm(x))
+  prepare();
+  ptr none = 0, twice, from = x, to = out;
+  int rows = ROWS, hidden = HIDDEN, norm = 1;
+  float eps = 1e-5f;
+  OK(cuMemAlloc_v2, &twice, (size_t)(N * 2));
+  void* parameters[] = {&from, &none, &none, &none, &to, &rows, &hidden, &eps, &norm};
+  struct attribute programmatic = {6, {0}, {{0}}}, cluster = {4, {0}, {{0}}};
+  programmatic.value.flag = 1;
+  for (int i = 0; i < 3; i++) ((int*)cluster.value.bytes)[i] = 2;
+  struct config c = {{1, 1, 1}, {128, 1, 1}, 0, stream, &programmatic, 1};
+  OK(cuLaunchKernelEx, &c, function, parameters, NULL);
+  from = out;
+  to = twice;
+  OK(cuLaunchKernelEx, &c, function, parameters, NULL);
+  uint16_t got[N];
+  OK(cuMemcpyDtoHAsync_v2, got, twice, sizeof got, stream);
+  EXPECT(right(got));                        // normalising again changes nothing
+  c.attributes = &cluster;
+  IS(801, cuLaunchKernelEx, &c, function, parameters, NULL);
+}
 static void wild_pointer(void) {             // the launch succeeds, whoever waits hears of it, and so does everyone after
   prepare();
   EXPECT(launch_with(128, 0, x, x + 0x100000) == 0);
@@ -288,7 +311,7 @@ static void two_devices(void) {
 
 static const struct { const char* name; void (*run)(void); } scenarios[] = {
 #define S(f) {#f, f}
-    S(run_a_kernel), S(host_forgets_to_wait), S(streams_do_not_wait_by_themselves), S(graph), S(capture_mistakes), S(wrong_launches),
+    S(run_a_kernel), S(host_forgets_to_wait), S(streams_do_not_wait_by_themselves), S(graph), S(capture_mistakes), S(wrong_launches), S(dependent_launches),
     S(wild_pointer), S(out_of_bounds), S(failing_launch), S(lost_device), S(out_of_memory), S(no_device), S(old_driver), S(old_gpu), S(two_devices)};
 
 int main(int argc, char** argv) {
