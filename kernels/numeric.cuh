@@ -61,6 +61,11 @@ DEV void store8_f32(float* p, const float (&v)[VECTOR] LOC_PARAM) {
 DEV float sum8(const float (&v)[VECTOR]) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
+DEV float sum_of_squares8(const float (&v)[VECTOR]) {
+  float a = fmaf(v[0], v[0], v[1] * v[1]), b = fmaf(v[2], v[2], v[3] * v[3]);
+  float c = fmaf(v[4], v[4], v[5] * v[5]), d = fmaf(v[6], v[6], v[7] * v[7]);
+  return (a + b) + (c + d);
+}
 
 // ---- reductions -------------------------------------------------------------------------------------------------------
 // warp_sum and warp_max are in simt.cuh: butterflies, whose order depends on nothing but the lane, so every lane ends

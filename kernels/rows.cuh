@@ -15,7 +15,7 @@ struct RowAffine { const float *gamma, *beta; };  // [hidden] each; null: ones, 
 struct RowScale { float shift, scale; };          // y = (x - shift) * scale
 
 // Rows a block of ROW_THREADS works on: one a warp, or one for all of its warps.
-constexpr int ROW_THREADS = 128;               // four rows a block: enough blocks at 32 tokens, full occupancy at thousands
+constexpr int ROW_THREADS = 128;               // four rows a block: 32 tokens are still on eight multiprocessors
 constexpr int WIDE_ROW_THREADS = 256;          // 8,192 columns in 32 registers a thread
 
 template <int WARPS> DEV int row_index() { return WARPS == 1 ? blockIdx.x * (ROW_THREADS / 32) + (threadIdx.x >> 5) : blockIdx.x; }
@@ -79,12 +79,7 @@ DEV RowScale centre(float (&x)[VECTORS][VECTOR], int hidden, float eps, RowNormK
       }
   }
 #pragma unroll
-  for (int i = 0; i < VECTORS; i++) {
-    float squared[VECTOR];
-#pragma unroll
-    for (int e = 0; e < VECTOR; e++) squared[e] = x[i][e] * x[i][e];
-    squares += sum8(squared);
-  }
+  for (int i = 0; i < VECTORS; i++) squares += sum_of_squares8(x[i]);
   row_sums<WARPS>(squares, left, scratch);
   float shift = left / (float)hidden;
   float variance = fmaf(-shift, shift, squares / (float)hidden);
