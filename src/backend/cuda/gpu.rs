@@ -44,8 +44,9 @@ pub struct Multiprocessor {
     pub fp32_lanes: usize,
 }
 
-/// What a loop of `mma.sync` keeps of its peak: cuBLAS' best on an A100, 262 of 312 TFLOP/s. An estimate for all others.
-const SUSTAINED_MMA: f64 = 0.84;
+/// What a handwritten loop of `mma.sync` keeps of its peak: 240 of an A100's 312 TFLOP/s is the best that is published
+/// (221 to 240; cuBLAS has 244 to 262). An estimate for all others.
+const SUSTAINED_MMA: f64 = 0.77;
 /// What a kernel that copies gets of published bandwidth: 4.3 of 4.8 TB/s, measured on an H200.
 const SUSTAINED_MEMORY: f64 = 0.9;
 
@@ -134,9 +135,9 @@ impl Gpu {
         self.mma_tflops * 1e3 / (self.clock_ghz * self.sm_count as f64)
     }
 
-    /// Bytes from L2 a clock and multiprocessor, all of them reading.
-    pub(super) fn l2_bytes_per_clock(&self) -> f64 {
-        self.l2_gb_per_s / (self.clock_ghz * self.sm_count as f64)
+    /// Bytes from L2 a clock and multiprocessor where `blocks` blocks read; one's port is 64 bytes wide.
+    pub(super) fn l2_bytes_per_clock(&self, blocks: usize) -> f64 {
+        (self.l2_gb_per_s / (self.clock_ghz * self.sm_count.min(blocks) as f64)).min(64.0)
     }
 
     /// Microseconds of `clocks`.
