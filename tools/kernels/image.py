@@ -29,14 +29,14 @@ class Usage:
     accesses: Counter = field(default_factory=Counter)
 
 
-def compile(toolchain, unit, flags=None):
+def compile(toolchain, unit, flags=None, more_files=None):
     """The fatbin of one translation unit, and what the compiler said. `flags`: instead of those of nvcc.flags.
 
     It is compiled from a copy in a folder of a random name, so that a comparison of bytes also shows that they do not
     depend on where the sources lie.
     """
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
-        for path, content in sources.files().items():
+        for path, content in {**sources.files(), **(more_files or {})}.items():
             copy = Path(folder, path)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
@@ -59,10 +59,10 @@ def spill_bytes(log):
     return found
 
 
-def inspect(toolchain, fatbin):
+def inspect(toolchain, fatbin, architectures=None):
     """{architecture: {kernel: Usage}}, in the order of nvcc.flags and of the names."""
     found = {}
-    for arch in sources.architectures():
+    for arch in architectures or sources.architectures():
         usages = resource_usage(dump(toolchain, fatbin, arch, "-res-usage"), arch)
         add_threads(usages, dump(toolchain, fatbin, arch, "-elf"))
         add_machine_code(usages, dump(toolchain, fatbin, arch, "-sass"))

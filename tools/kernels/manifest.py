@@ -4,6 +4,7 @@ import hashlib
 import json
 
 from . import gates, sources
+from .image import spill_bytes
 from .occupancy import blocks_per_sm
 from .toolchain import COMPILER
 
@@ -16,8 +17,6 @@ COLUMNS = ["registers", "static_shared", "stack", "local", "spills"]
 
 def write(tools, images, logs):
     """The manifest's text. One line a kernel, so that a change of one is one line of a diff."""
-    from .image import spill_bytes
-
     head = {
         "format": 1,
         "sources_sha256": sources.sha256(),

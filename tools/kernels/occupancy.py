@@ -22,7 +22,7 @@ def round_up(n, unit):
 def blocks_per_sm(arch, threads, registers, shared):
     """How many blocks of `threads` with `registers` each and `shared` bytes, static and dynamic."""
     max_threads, max_blocks, max_shared = LIMITS[arch.rstrip("af")]
-    warps = -(-threads // 32)
+    warps = -(-max(threads, 1) // 32)
     by_registers = REGISTERS // round_up(registers * 32, REGISTER_UNIT) // WARP_UNIT * WARP_UNIT // warps
     by_shared = max_shared // round_up(shared + RESERVED_SHARED, SHARED_UNIT)
     return min(max_threads // (warps * 32), max_blocks, by_registers, by_shared)
