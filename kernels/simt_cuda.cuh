@@ -8,7 +8,8 @@ typedef unsigned long long uint64_t; typedef long long int64_t; typedef int int3
 #else
 #include <stdint.h>
 #endif
-#define DEV static __device__ __forceinline__
+// Not static: names of internal linkage hold a hash of the source's folder, and the image must be the same from any.
+#define DEV __device__ __forceinline__
 #define DEV_MEMBER static __device__ __forceinline__
 // A kernel, found by its name. `threads` is the block size it must be launched with; the second form also holds ptxas to
 // a register count at which `min_blocks` blocks fit on a multiprocessor.

@@ -47,6 +47,12 @@ def serialised(unit, log):
     return [f"{unit}: {line.strip()}" for line in log.splitlines() if re.search(r"\bC75(?!19)\d\d\b", line)]
 
 
+def names(unit, ptx):
+    """Internal linkage: nvcc puts a hash of the source's folder into such names, and thus into the image."""
+    found = sorted(set(re.findall(r"\w*_INTERNAL_\w*", ptx)))
+    return [f"{unit}: {name}: a name that depends on the folder: not static, or into the kernel" for name in found]
+
+
 def local_memory(usage):
     found = [f"{n} bytes of {what}" for what, n in [("stack", usage.stack), ("local memory", usage.local)] if n]
     return found + [f"{n} {op}: local memory" for op, n in usage.accesses.items() if op.startswith(("LDL", "STL"))]

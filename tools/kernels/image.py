@@ -94,6 +94,11 @@ def encodings(toolchain, fatbin, arch):
     return found
 
 
+def ptx(toolchain, fatbin):
+    """The PTX of an image."""
+    return dump(toolchain, fatbin, "sm_80", "-ptx")
+
+
 def dump(toolchain, fatbin, arch, what):
     """What cuobjdump prints of one architecture."""
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
