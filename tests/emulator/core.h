@@ -139,21 +139,19 @@ template <class Fn> void warp_all(Op op, uint32_t mask, Loc loc, const void* arg
   Warp& w = *f.warp;
   const uint32_t me = 1u << f.lane;
   mask &= w.exists;
+  if (!(mask & me)) fail("%s at %s:%d: lane %d is not in its own mask %08x", name_of(op), AT(loc), f.lane, mask);
+  if (mask & w.exited) fail("%s at %s:%d: lanes %08x have exited", name_of(op), AT(loc), mask & w.exited);
   Collective* c = nullptr;
-  for (int i = 0; i < w.n_pending; i++)
-    if (w.pending[i].mask & me) c = &w.pending[i];
+  for (int i = 0; i < w.n_pending; i++) {
+    Collective& p = w.pending[i];
+    if (p.op == op && p.loc == loc && p.mask == mask) c = &p;
+    else if (p.mask & me && p.arrived & mask)  // they wait for this lane, and it for them
+      fail("divergent warp: lane %d at %s, %s:%d, mask %08x, while lanes %08x are at %s, %s:%d, mask %08x", f.lane, name_of(op), AT(loc),
+           mask, p.arrived, name_of(p.op), AT(p.loc), p.mask);
+  }
   if (!c) {
-    if (!(mask & me)) fail("%s at %s:%d: lane %d is not in its own mask %08x", name_of(op), AT(loc), f.lane, mask);
-    if (mask & w.exited) fail("%s at %s:%d: lanes %08x have exited", name_of(op), AT(loc), mask & w.exited);
-    for (int i = 0; i < w.n_pending; i++)
-      if (w.pending[i].mask & mask)
-        fail("divergent warp: %s at %s:%d with mask %08x, while lanes %08x are in %s at %s:%d", name_of(op), AT(loc), mask,
-             w.pending[i].arrived, name_of(w.pending[i].op), AT(w.pending[i].loc));
     c = &w.pending[w.n_pending++];
     *c = {mask, 0, op, loc};
-  } else if (c->op != op || c->loc != loc || c->mask != mask) {
-    fail("divergent warp: lane %d at %s, %s:%d, mask %08x, while lanes %08x are at %s, %s:%d, mask %08x", f.lane, name_of(op), AT(loc),
-         mask, c->arrived, name_of(c->op), AT(c->loc), c->mask);
   }
   f.argument = argument;
   c->arrived |= me;

@@ -12,10 +12,10 @@ static inline uint32_t f32_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return
 static inline float f32_from_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 #ifdef __F16C__
 static inline float h2f(half_t h) { return _cvtsh_ss(h); }
-static inline half_t f2h(float f) { return _cvtss_sh(f, 0); }
+static inline half_t f2h(float f) { return f != f ? 0x7fff : _cvtss_sh(f, 0); }  // PTX: the canonical NaN
 #else
 static inline float h2f(half_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
-static inline half_t f2h(float f) { _Float16 x = (_Float16)f; half_t h; memcpy(&h, &x, 2); return h; }
+static inline half_t f2h(float f) { _Float16 x = (_Float16)f; half_t h; memcpy(&h, &x, 2); return f != f ? 0x7fff : h; }
 #endif
 static inline float b2f(half_t h) { return f32_from_bits((uint32_t)h << 16); }
 static inline half_t f2b(float f) {

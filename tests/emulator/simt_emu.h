@@ -179,6 +179,7 @@ DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1 LOC_
 // ---- sm_90a ----------------------------------------------------------------------------------------------------------------
 template <int N> DEV void setmaxnreg_inc() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
 template <int N> DEV void setmaxnreg_dec() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
+DEV void wgmma_hold(float&) {}
 DEV void wgmma_fence(LOC_PARAM0) { emu::wgmma_fence(loc_); }
 DEV void wgmma_commit(LOC_PARAM0) { emu::wgmma_commit(loc_); }
 template <int N> DEV void wgmma_wait(LOC_PARAM0) { emu::wgmma_wait(N, loc_); }

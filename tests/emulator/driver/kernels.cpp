@@ -1,6 +1,7 @@
 // kernels.cpp - modules, functions, launches. A module is any image that has code for the device; its kernels are those of
-// kernels/all.cu, compiled into this library. Registers and static shared memory are those of the committed image's manifest.
+// kernels/all.cu and kernels/conformance.cu, compiled into this library. Registers and static shared memory are those of the committed image's manifest.
 #include "../../../kernels/all.cu"
+#include "../../../kernels/conformance.cu"
 #undef threadIdx
 #undef blockIdx
 #undef blockDim
