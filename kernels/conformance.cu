@@ -200,9 +200,10 @@ KERNEL(32, conformance_mma_rounding, const uint32_t* in, uint32_t* out) {
 }
 
 // ---- TMA, mbarrier, wgmma ----------------------------------------------------------------------------------------------------
-// The tensor is `in`, 48 rows of 64 halves; a box of 64 x 64 from (8, -4), 128-byte swizzle: half of it lies outside. sm_90
+// The tensor is `in`, 48 rows of 64 halves; a box of 64 x 64 from (8, -4), 128-byte swizzle: part of it lies outside. sm_90 and
+// sm_100: for sm_120 the compiler of the image makes a call with a stack frame of it
 KERNEL(128, conformance_tma, TMAP_PARAM(map), uint32_t* out) {
-#if defined(HOST_EMULATION) || __CUDA_ARCH__ >= 900
+#if defined(HOST_EMULATION) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
   SMEM_DYN(smem);
   const saddr box = smem_addr(smem), full = box + 8192;
   if (threadIdx.x == 0) {

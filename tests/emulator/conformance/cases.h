@@ -18,36 +18,36 @@ enum ConformanceInput {
 struct ConformanceCase {
   const char* kernel;
   int threads, shared_bytes, in_words, out_words;
-  int architecture;  // the least
+  int least, most;   // architectures that have it
   enum ConformanceInput input;
   double tolerance;  // relative, against the hardware; 0: the same bits
   int floats;        // out holds floats: a NaN is equal to any other
   int tensor_map;    // the first parameter is a tensor map of `in`
 };
 static const struct ConformanceCase conformance_cases[] = {
-    {"conformance_to_f16", 256, 0, 256, 256, 80, FLOATS, 0, 0, 0},
-    {"conformance_to_bf16", 256, 0, 256, 256, 80, FLOATS, 0, 0, 0},
-    {"conformance_pack", 128, 0, 256, 256, 80, FLOATS, 0, 0, 0},
-    {"conformance_from_16", 256, 0, 256, 1024, 80, ANY_BITS, 0, 1, 0},
-    {"conformance_ieee", 256, 0, 256, 1024, 80, FLOATS, 0, 1, 0},
-    {"conformance_ex2", 256, 0, 256, 256, 80, EXPONENTS, 0x1p-21, 1, 0},
-    {"conformance_rcp", 256, 0, 256, 256, 80, POSITIVE, 0x1p-22, 1, 0},
-    {"conformance_rsqrt", 256, 0, 256, 256, 80, POSITIVE, 0x1p-21, 1, 0},
-    {"conformance_tanh", 256, 0, 256, 256, 80, EXPONENTS, 0x1p-10, 1, 0},
-    {"conformance_shfl", 32, 0, 32, 512, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_barriers", 64, 0, 128, 128, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_sync_warp", 32, 0, 32, 32, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_global", 32, 0, 512, 512, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_shared", 32, 512, 128, 512, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_cp_async", 32, 1024, 128, 256, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_ldmatrix", 32, 512, 128, 384, 80, ANY_BITS, 0, 0, 0},
-    {"conformance_stmatrix", 32, 512, 128, 256, 90, ANY_BITS, 0, 0, 0},
-    {"conformance_mma_f16", 32, 0, 320, 128, 80, FRAGMENTS_F16, 0, 1, 0},
-    {"conformance_mma_bf16", 32, 0, 320, 128, 80, FRAGMENTS_BF16, 0, 1, 0},
-    {"conformance_mma_rounding", 32, 0, 320, 128, 80, FRAGMENTS_RANDOM, 1e-5, 1, 0},
-    {"conformance_tma", 128, 8192 + 8, 1536, 2048, 90, ANY_BITS, 0, 0, 1},
-    {"conformance_wgmma_n64", 128, 16384, 1024, 4096, 90, SMALL_F16, 0, 1, 0},
-    {"conformance_wgmma_n128", 128, 8192 + 16384, 1536, 8192, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_to_f16", 256, 0, 256, 256, 80, 999, FLOATS, 0, 0, 0},
+    {"conformance_to_bf16", 256, 0, 256, 256, 80, 999, FLOATS, 0, 0, 0},
+    {"conformance_pack", 128, 0, 256, 256, 80, 999, FLOATS, 0, 0, 0},
+    {"conformance_from_16", 256, 0, 256, 1024, 80, 999, ANY_BITS, 0, 1, 0},
+    {"conformance_ieee", 256, 0, 256, 1024, 80, 999, FLOATS, 0, 1, 0},
+    {"conformance_ex2", 256, 0, 256, 256, 80, 999, EXPONENTS, 0x1p-21, 1, 0},
+    {"conformance_rcp", 256, 0, 256, 256, 80, 999, POSITIVE, 0x1p-22, 1, 0},
+    {"conformance_rsqrt", 256, 0, 256, 256, 80, 999, POSITIVE, 0x1p-21, 1, 0},
+    {"conformance_tanh", 256, 0, 256, 256, 80, 999, EXPONENTS, 0x1p-10, 1, 0},
+    {"conformance_shfl", 32, 0, 32, 512, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_barriers", 64, 0, 128, 128, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_sync_warp", 32, 0, 32, 32, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_global", 32, 0, 512, 512, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_shared", 32, 512, 128, 512, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_cp_async", 32, 1024, 128, 256, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_ldmatrix", 32, 512, 128, 384, 80, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_stmatrix", 32, 512, 128, 256, 90, 999, ANY_BITS, 0, 0, 0},
+    {"conformance_mma_f16", 32, 0, 320, 128, 80, 999, FRAGMENTS_F16, 0, 1, 0},
+    {"conformance_mma_bf16", 32, 0, 320, 128, 80, 999, FRAGMENTS_BF16, 0, 1, 0},
+    {"conformance_mma_rounding", 32, 0, 320, 128, 80, 999, FRAGMENTS_RANDOM, 1e-5, 1, 0},
+    {"conformance_tma", 128, 8192 + 8, 1536, 2048, 90, 119, ANY_BITS, 0, 0, 1},
+    {"conformance_wgmma_n64", 128, 16384, 1024, 4096, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_n128", 128, 8192 + 16384, 1536, 8192, 90, 90, SMALL_F16, 0, 1, 0},
 };
 enum { CONFORMANCE_CASES = sizeof conformance_cases / sizeof *conformance_cases };
 

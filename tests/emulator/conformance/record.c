@@ -51,9 +51,8 @@ int main(int argc, char** argv) {
   int written = 0;
   for (int i = 0; i < CONFORMANCE_CASES; i++) {
     const struct ConformanceCase* c = &conformance_cases[i];
-    // wgmma is there on sm_90 only; the rest of Hopper's on everything after it
-    int wgmma = strstr(c->kernel, "wgmma") != NULL, arch = 10 * major + minor;
-    if (arch < c->architecture || (wgmma && arch != 90)) { printf("%s: not on sm_%d\n", c->kernel, arch); continue; }
+    int arch = 10 * major + minor;
+    if (arch < c->least || arch > c->most) { printf("%s: not on sm_%d\n", c->kernel, arch); continue; }
     uint32_t *in = malloc(4 * (size_t)c->in_words), *out = malloc(4 * (size_t)c->out_words);
     conformance_fill(c, in);
     CUdeviceptr device_in, device_out;
