@@ -9,7 +9,7 @@
 //             out [total_tokens, hidden] 16 bit
 // Limits      hidden a multiple of 8, at most what the variant's name says; 16-byte aligned rows; ids inside the tables: the
 //             host checks them, the kernel does not
-// Launch      _h512, _h1024, _h2048: grid ceil(total_tokens / 4), 128 threads, a warp a row
+// Launch      _h512, _h1024: grid ceil(total_tokens / 4), 128 threads, a warp a row
 //             _h8192: grid total_tokens, 256 threads, a block a row. No dynamic shared memory
 // Bound by    memory: 2 hidden bytes written a token, and as much read from each table; the word rows come at random but
 //             are whole 128-byte lines; position and type rows stay in L2

@@ -7,7 +7,7 @@
 //             norm: ROW_LAYERNORM or ROW_RMSNORM (RowNormKind)
 //             out [rows, hidden] 16 bit; it may be x or residual itself, not a shifted view of them
 // Limits      hidden a multiple of 8, at most what the variant's name says; 16-byte aligned rows
-// Launch      _h512, _h1024, _h2048: grid ceil(rows / 4), 128 threads, a warp a row
+// Launch      _h512, _h1024: grid ceil(rows / 4), 128 threads, a warp a row
 //             _h8192: grid rows, 256 threads, a block a row. No dynamic shared memory
 // Bound by    memory: 6 hidden bytes a row with a residual, 4 without
 // Method      Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983

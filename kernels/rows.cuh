@@ -95,19 +95,13 @@ DEV void load_affine(RowAffine affine, int c, int hidden, float (&gamma)[VECTOR]
   if (has_beta) load8_f32_nc(affine.beta + c, beta LOC_ARG);
 }
 
-// gamma and beta of a row's lane. Made before the row is loaded, so that they are under way together; with eight vectors they
-// would not fit the registers (220 of them), so there they come when they are used.
+// gamma and beta of a row's lane. Made before the row is loaded, so that they are under way together.
 template <int VECTORS, int WARPS> struct LaneAffine {
-  static constexpr bool EARLY = VECTORS <= 4;
-  RowAffine affine;
-  float gamma[EARLY ? VECTORS : 1][VECTOR], beta[EARLY ? VECTORS : 1][VECTOR];
+  float gamma[VECTORS][VECTOR], beta[VECTORS][VECTOR];
   DEV_MEMBER LaneAffine early(RowAffine affine, int hidden) {
     LaneAffine a;
-    a.affine = affine;
-    if constexpr (EARLY) {
 #pragma unroll
-      for (int i = 0; i < VECTORS; i++) load_affine(affine, row_column<WARPS>(i), hidden, a.gamma[i], a.beta[i]);
-    }
+    for (int i = 0; i < VECTORS; i++) load_affine(affine, row_column<WARPS>(i), hidden, a.gamma[i], a.beta[i]);
     return a;
   }
 };
@@ -117,20 +111,18 @@ template <class T, int VECTORS, int WARPS>
 DEV void store_scaled(half_t* out, float (&x)[VECTORS][VECTOR], int hidden, RowScale s, LaneAffine<VECTORS, WARPS>& a LOC_PARAM) {
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
-    int c = row_column<WARPS>(i), from = a.EARLY ? i : 0;
+    int c = row_column<WARPS>(i);
     if (c >= hidden) continue;
-    if constexpr (!LaneAffine<VECTORS, WARPS>::EARLY) load_affine(a.affine, c, hidden, a.gamma[0], a.beta[0] LOC_ARG);
 #pragma unroll
-    for (int e = 0; e < VECTOR; e++) x[i][e] = fmaf((x[i][e] - s.shift) * s.scale, a.gamma[from][e], a.beta[from][e]);
+    for (int e = 0; e < VECTOR; e++) x[i][e] = fmaf((x[i][e] - s.shift) * s.scale, a.gamma[i][e], a.beta[i][e]);
     store8<T>(out + c, x[i] LOC_ARG);
   }
 }
 
 // The variants of a kernel of rows, by the widest row they take: MAKE(name, threads, min_blocks, T, VECTORS, WARPS). ptxas is
-// held to registers for 20, 12, 12 and 8 warps a multiprocessor, each with 1 to 4 KiB of loads under way, which is more than
+// held to registers for 20, 12 and 8 warps a multiprocessor, each with 1 to 4 KiB of loads under way, which is more than
 // enough for the memory; for the next step up it spills on sm_120.
 #define ROW_KERNEL_SIZES(MAKE, op, suffix, T)          \
   MAKE(op##_h512_##suffix, ROW_THREADS, 5, T, 2, 1)    \
   MAKE(op##_h1024_##suffix, ROW_THREADS, 3, T, 4, 1)   \
-  MAKE(op##_h2048_##suffix, ROW_THREADS, 3, T, 8, 1)   \
   MAKE(op##_h8192_##suffix, WIDE_ROW_THREADS, 1, T, 4, WIDE_ROW_THREADS / 32)

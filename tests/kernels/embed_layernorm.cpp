@@ -8,7 +8,6 @@ struct Variant { int widest, rows_a_block, threads; Kernel f16, bf16; };
 static const Variant variants[] = {
     {512, 4, ROW_THREADS, embed_layernorm_h512_f16, embed_layernorm_h512_bf16},
     {1024, 4, ROW_THREADS, embed_layernorm_h1024_f16, embed_layernorm_h1024_bf16},
-    {2048, 4, ROW_THREADS, embed_layernorm_h2048_f16, embed_layernorm_h2048_bf16},
     {8192, 1, WIDE_ROW_THREADS, embed_layernorm_h8192_f16, embed_layernorm_h8192_bf16},
 };
 static const Variant& narrowest(int hidden) {

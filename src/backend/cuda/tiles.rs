@@ -136,7 +136,7 @@ pub struct ReduceLaunch {
 }
 
 /// Variants of the row kernels: columns that one can take, and its suffix. `kernels/rows.cuh`.
-pub const ROW_SIZES: [(usize, &str); 4] = [(512, "h512"), (1024, "h1024"), (2048, "h2048"), (8192, "h8192")];
+pub const ROW_SIZES: [(usize, &str); 3] = [(512, "h512"), (1024, "h1024"), (8192, "h8192")];
 /// Rows that a block of the variants of one warp a row works on.
 const ROWS_OF_BLOCK: usize = 4;
 /// The variant of a block a row.
