@@ -216,14 +216,14 @@ template <class T> static void add_cases() {
     add_case(format("%s %d x 384", t, rows), [=] { matches_reference<T>(rows, 384, {}, true, variants[0]); }, rows == 5 ? QUICK : SLOW);
   for (int hidden : {8, 16, 120, 248, 256, 264, 504, 512, 520, 768, 1016, 1024, 1032, 2040, 2048, 2056, 4096, 8184, 8192})
     add_case(format("%s 7 x %d", t, hidden), [=] { matches_reference<T>(7, hidden, {}, true, narrowest(hidden)); }, hidden == 2056 ? QUICK : SLOW);
-  add_case(format("%s 5 x 384 by the widest variant", t), [=] { matches_reference<T>(5, 384, {}, true, variants[3]); });
+  add_case(format("%s 5 x 384 by the widest variant", t), [=] { matches_reference<T>(5, 384, {}, true, variants[2]); });
   add_case(format("%s no residual", t), [=] { matches_reference<T>(9, 384, {}, false, variants[0]); });
   add_case(format("%s eps 1e-5", t), [=] { matches_reference<T>(9, 768, {ROW_LAYERNORM, 1e-5f}, true, variants[1]); });
   add_case(format("%s no beta", t), [=] { matches_reference<T>(9, 768, {ROW_LAYERNORM, 1e-5f, true, false}, true, variants[1]); });
   add_case(format("%s no gamma, no beta", t), [=] { matches_reference<T>(9, 384, {ROW_LAYERNORM, 1e-5f, false, false}, true, variants[0]); });
   for (int hidden : {384, 2048, 4096})
     add_case(format("%s rms %d", t, hidden), [=] { matches_reference<T>(6, hidden, {ROW_RMSNORM, 1e-6f, true, false}, true, narrowest(hidden)); });
-  for (int v : {0, 3})
+  for (int v : {0, 2})
     for (RowNormKind kind : {ROW_LAYERNORM, ROW_RMSNORM})
       add_case(format("%s a NaN or Inf row stays alone, variant %d, norm %d", t, variants[v].widest, kind),
                [=] { a_bad_row_stays_alone<T>(variants[v], kind); }, QUICK);
