@@ -98,9 +98,13 @@ pub struct Step {
     pub role: &'static str,
     /// Which kernel, and into how many parts `k` is split.
     pub kernel: String,
-    /// Launches in the network: one for each layer, or one.
+    /// How often the network has it: once for each layer, or once.
     pub times: usize,
-    /// Of one launch.
+    /// Launches each time: a product whose `k` is split has two.
+    pub launches: usize,
+    /// Whether it is part of a layer.
+    pub of_layer: bool,
+    /// Of one time.
     pub estimate: Estimate,
 }
 
@@ -130,12 +134,12 @@ impl Network {
 
     /// Predicted time of one layer, µs.
     pub fn layer_us(&self) -> f64 {
-        self.steps.iter().filter(|s| s.is_of_layer()).map(|s| s.estimate.us).sum()
+        self.steps.iter().filter(|s| s.of_layer).map(|s| s.estimate.us).sum()
     }
 
     /// Kernels that are launched.
     pub fn launches(&self) -> usize {
-        self.steps.iter().map(|s| s.times * if s.kernel.contains(" / ") { 2 } else { 1 }).sum()
+        self.steps.iter().map(|s| s.times * s.launches).sum()
     }
 
     /// Predicted tokens a second.
@@ -146,13 +150,6 @@ impl Network {
     /// The predicted rate as a share of the GPU's ceiling for dense products.
     pub fn share_of_ceiling(&self, gpu: &Gpu) -> f64 {
         self.flops / self.us() / 1e6 / gpu.ceiling_tflops
-    }
-}
-
-impl Step {
-    /// Whether every layer has it.
-    pub fn is_of_layer(&self) -> bool {
-        !["embed", "final norm", "pool"].contains(&self.role)
     }
 }
 
@@ -172,7 +169,12 @@ pub fn network(
     let live_bytes = 2 * total_tokens * (4 * h + inner);
     let folded = choices.folded_layernorm;
     let mut steps = Vec::new();
-    let mut push = |role, kernel: String, times, estimate| steps.push(Step { role, kernel, times, estimate });
+    // of a product, the kernel's name ends in " / " and the number of parts
+    let mut push = |role, kernel: String, of_layer, estimate| {
+        let launches = if kernel.contains(" / ") { 2 } else { 1 };
+        let times = if of_layer { layers } else { 1 };
+        steps.push(Step { role, kernel, times, launches, of_layer, estimate });
+    };
 
     let gemm = |n, k, epilogue| {
         let launch = table.gemm(&Gemm {
@@ -196,31 +198,31 @@ pub fn network(
     let norm =
         |op: &str, bytes: usize| table.row_kernel(op, total_tokens, h, bytes).map(|l| (l.name, l.estimate));
     let (kernel, estimate) = norm("embed_layernorm", 8 * h)?; // three tables in, one row out
-    push("embed", kernel, 1, estimate);
+    push("embed", kernel, false, estimate);
     let (kernel, estimate) = gemm(3 * h, h, input(false));
-    push("qkv", kernel, layers, estimate);
+    push("qkv", kernel, true, estimate);
     let cu_seqlens: Vec<u32> =
         (0..=batch).map(|i| u32::try_from(i * seqlen).expect("fewer than 2^32 tokens")).collect();
     for launch in work_list::attention(table, &cu_seqlens, shape.num_attention_heads, shape.head_dim())? {
-        push("attention", launch.tile.name.into(), layers, launch.estimate);
+        push("attention", launch.tile.name.into(), true, launch.estimate);
     }
     let (kernel, estimate) = gemm(h, h, sum);
-    push("projection", kernel, layers, estimate);
+    push("projection", kernel, true, estimate);
     let (layernorm, layernorm_estimate) = norm("residual_layernorm", 4 * h)?; // the residual is in the sum already
     if !folded {
-        push("norm", layernorm.clone(), layers, layernorm_estimate);
+        push("norm", layernorm.clone(), true, layernorm_estimate);
     }
     let (kernel, estimate) = gemm(inner, h, input(shape.activation));
-    push("ffn up", kernel, layers, estimate);
+    push("ffn up", kernel, true, estimate);
     let (kernel, estimate) = gemm(h, inner, sum);
-    push("ffn down", kernel, layers, estimate);
+    push("ffn down", kernel, true, estimate);
     if folded {
-        push("final norm", "layernorm_from_stats".into(), 1, layernorm_estimate);
+        push("final norm", "layernorm_from_stats".into(), false, layernorm_estimate);
     } else {
-        push("norm", layernorm, layers, layernorm_estimate);
+        push("norm", layernorm, true, layernorm_estimate);
     }
     let pool = table.pool(batch, total_tokens, h, shape.normalize)?;
-    push("pool", pool.name, 1, pool.estimate);
+    push("pool", pool.name, false, pool.estimate);
     Some(Network { batch, seqlen, steps, flops: batch as f64 * shape.flops(seqlen) })
 }
 

@@ -9,8 +9,8 @@ use super::gpu::Gpu;
 /// From one kernel's end to the next one's first instruction within a CUDA graph, µs (Hazy Research, "Look Ma, No
 /// Bubbles", 2025, on an H100).
 pub const LAUNCH_US: f64 = 1.3;
-/// Clocks from a request to memory until the data are there: 470 to 700 on all of these GPUs, by published
-/// microbenchmarks (Luo et al. 2024).
+/// Clocks from a request to memory until the data are there: an estimate; microbenchmarks of idle memory have some 450
+/// to 550 on these GPUs.
 const LATENCY: f64 = 600.0;
 /// Bytes a clock of a multiprocessor's shared memory, on all of these GPUs.
 const SHARED_BYTES_PER_CLOCK: f64 = 128.0;

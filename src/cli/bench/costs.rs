@@ -119,7 +119,7 @@ fn kernels(text: &mut String, shape: &EncoderShape, row: &Row, gpu: &Gpu) {
     let network = &row.plain;
     let _ = writeln!(
         text,
-        "\n{} on {}, {} × {} tokens\n{:<11} {:<26} {:>3} {:>7} {:>9} {:>7} {:>9} {:>8} {:>8} {:>7}  {}",
+        "\n{} on {}, {} × {} tokens\n{:<11} {:<26} {:>3} {:>7} {:>9} {:>7} {:>9} {:>8} {:>8} {:>7}  bound by",
         shape.name,
         gpu.name,
         network.batch,
@@ -133,10 +133,9 @@ fn kernels(text: &mut String, shape: &EncoderShape, row: &Row, gpu: &Gpu) {
         "MFLOP",
         "MB",
         "µs",
-        "TFLOP/s",
-        "bound by"
+        "TFLOP/s"
     );
-    for Step { role, kernel, times, estimate: e } in &network.steps {
+    for Step { role, kernel, times, estimate: e, .. } in &network.steps {
         let _ = writeln!(
             text,
             "{role:<11} {kernel:<26} {times:>3} {:>7} {:>9} {:>7.2} {:>9.1} {:>8.2} {:>8.2} {:>7.0}  {}",
@@ -210,9 +209,9 @@ fn network_json(shape: &EncoderShape, network: &Network, choices: Choices, gpu: 
     let kernels: Vec<Value> = network
         .steps
         .iter()
-        .map(|Step { role, kernel, times, estimate: e }| {
+        .map(|Step { role, kernel, times, launches, estimate: e, .. }| {
             json!({
-                "role": role, "kernel": kernel, "times": times, "flops": e.flops, "bytes": e.bytes,
+                "role": role, "kernel": kernel, "times": times, "launches": launches, "flops": e.flops, "bytes": e.bytes,
                 "blocks": e.blocks, "blocks_per_sm": e.blocks_per_sm, "waves": e.waves, "us": e.us,
                 "bound": e.bound.to_string(),
             })
