@@ -1,7 +1,7 @@
 //! What an encoder costs on a GPU, kernel by kernel: bytes, FLOPs, blocks, waves and a predicted time.
 //!
 //! The launches come from the same tables as those of the backend; the times are predictions of
-//! [`estimate`](super::estimate), not measurements. Knows no weights and no device.
+//! a model of the hardware (`estimate.rs`), not measurements. Knows no weights and no device.
 
 use super::estimate::Estimate;
 use super::gpu::Gpu;
