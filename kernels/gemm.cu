@@ -10,7 +10,8 @@
 // end of this file, which is the only list of the tiles: one line an instantiation, beginning with `  GEMM_TILE(gemm_`:
 //   GEMM_TILE(name, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS_M, WARPS_N, MAX_SPLITS, THREADS, DYNAMIC_SHARED_BYTES)
 // in plain numbers, for the host's table to be made from or checked against. Each makes <name>_f16 and <name>_bf16.
-// All tiles have the same parameters. Static shared memory: 8 BLOCK_M bytes more.
+// All tiles have the same parameters. Static shared memory: 8 BLOCK_M bytes more, rounded up to 1 KiB by the alignment of
+// the stages; with the system's own 1 KiB, two blocks of 128x128 just fit in the 100 KiB of an sm_86.
 // Split-K, where MAX_SPLITS > 1: with splits > 1, block row y sums its share of k into partials [splits, m, n] f32 and
 // `splitk_reduce` adds these in order and applies the epilogue. splits <= ceil(k / BLOCK_K). `partials` is not read or
 // written if splits is 1, `c` and the epilogue not used by a product that was split.
@@ -349,6 +350,8 @@ SPLITK_REDUCE(splitk_reduce_bf16, BF16)
 // 64x64, 32x64, 16x64: m <= 64, 32, 16. w is read once, as fast as memory gives it, so what counts is bytes in flight (24 to
 //   36 KiB a block, of which two or more run side by side), blocks (split-K), and no time spent on multiplying zeros.
 //   Rows of 128 bytes (BLOCK_K 64): fewer barriers, whole lines of w.
+// Registers a thread, sm_80 to sm_120, in this order: 222-238 (128 are sums), 222-238, 226-238, 148-160, 112-123, 95-105,
+// 61-66; splitk_reduce 79-87. Nothing spills.
 #define GEMM_TILES(GEMM_TILE)                                                \
   GEMM_TILE(gemm_128x256x32_s4, 128, 256, 32, 4, 2, 4, 1, 256, 98304)        \
   GEMM_TILE(gemm_256x128x32_s4, 256, 128, 32, 4, 4, 2, 1, 256, 98304)        \
