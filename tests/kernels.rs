@@ -11,7 +11,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -62,30 +62,27 @@ fn newest(folder: &Path) -> SystemTime {
     latest
 }
 
-/// Runs to the end, or fails with what was printed.
-fn run(mut command: Command, what: &str) -> Output {
+/// Runs to the end. The error is what was printed, without the cases that are fine.
+fn run(command: &Command, what: &str) -> Result<(), String> {
     let started = Instant::now();
     let mut limited = Command::new("timeout");
     limited.arg(TIME_LIMIT.as_secs().to_string()).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         limited.env(name, value.unwrap_or_default());
     }
-    command = limited;
-    let output = command.output().unwrap_or_else(|e| panic!("{what}: {e}"));
+    let output = limited.output().map_err(|e| format!("{what}: {e}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{what}: {}\n{}{}",
-        output.status,
-        text.lines().filter(|l| !l.starts_with("ok ")).map(|l| format!("{l}\n")).collect::<String>(),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let last = text.lines().last().unwrap_or("");
-    println!("{what}: {last} ({:.1} s)", started.elapsed().as_secs_f64());
+    if !output.status.success() {
+        let wrong: String =
+            text.lines().filter(|l| !l.starts_with("ok ")).map(|l| format!("{l}\n")).collect();
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{what}: {}\n{wrong}{said}", output.status));
+    }
+    println!("{what}: {} ({:.1} s)", text.lines().last().unwrap_or(""), started.elapsed().as_secs_f64());
     for skipped in text.lines().filter(|l| l.starts_with("SKIP")) {
         println!("  {skipped}");
     }
-    output
+    Ok(())
 }
 
 /// The tests' real weights: what `BERTHIER_TEST_WEIGHTS` says, or the default model where it is already in the cache.
@@ -120,13 +117,13 @@ fn run_all(mode: &str, runs: &[&[&str]]) {
     let build = |program: &str| {
         let binary = folder.join(program);
         if fs::metadata(&binary).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
-            return;
+            return Ok(());
         }
         let mut command = Command::new(sources.join("build.sh"));
         command.arg(mode).arg(sources.join(program).with_extension("cpp")).arg(&binary);
-        run(command, &format!("{mode} build of {program}"));
+        run(&command, &format!("{mode} build of {program}"))
     };
-    build(&programs[0]); // alone, so that the emulator is built once
+    build(&programs[0]).unwrap_or_else(|e| panic!("{e}")); // alone, so that the emulator is built once
     let jobs: Vec<&str> = programs.iter().map(String::as_str).collect();
     in_parallel(&jobs, |program| build(program));
     let jobs: Vec<(&str, &[&str])> =
@@ -138,12 +135,12 @@ fn run_all(mode: &str, runs: &[&[&str]]) {
         if let Some(weights) = &weights {
             command.env("BERTHIER_TEST_WEIGHTS", weights);
         }
-        run(command, &format!("{mode} {program} {}", arguments.join(" ")));
+        run(&command, &format!("{mode} {program} {}", arguments.join(" ")))
     });
 }
 
 /// Every job, on as many threads as there are processors; one failure does not hide the others.
-fn in_parallel<J: Sync>(jobs: &[J], work: impl Fn(&J) + Sync) {
+fn in_parallel<J: Sync>(jobs: &[J], work: impl Fn(&J) -> Result<(), String> + Sync) {
     let next = AtomicUsize::new(0);
     let workers = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
     let failures = Mutex::new(Vec::new());
@@ -151,10 +148,8 @@ fn in_parallel<J: Sync>(jobs: &[J], work: impl Fn(&J) + Sync) {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(job))) {
-                        let text =
-                            panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".into());
-                        failures.lock().unwrap().push(text);
+                    if let Err(failure) = work(job) {
+                        failures.lock().unwrap().push(failure);
                     }
                 }
             });
@@ -194,7 +189,7 @@ fn planted_bugs_are_found() {
     if selected("bugs") {
         let mut command = Command::new(root().join("tests/emulator/bugs/run"));
         command.arg(output_folder("bugs"));
-        run(command, "planted bugs");
+        run(&command, "planted bugs").unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
@@ -204,6 +199,6 @@ fn stand_in_driver_runs_kernels() {
     if selected("driver") {
         let mut command = Command::new(root().join("tests/emulator/driver/test"));
         command.arg(output_folder("driver"));
-        run(command, "stand-in driver");
+        run(&command, "stand-in driver").unwrap_or_else(|e| panic!("{e}"));
     }
 }

@@ -15,11 +15,13 @@
 #error "compile with tests/kernels/build.sh"
 #endif
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <functional>
 #include <map>
 #include <string>
@@ -379,6 +381,27 @@ static inline double cpu_ms() {
   return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
+// A crash names its case. On a stack of its own, as it may be a fiber's that has run over.
+static std::string running_case;
+static inline void report_crash(int signal) {
+  std::string text = "FAIL " + running_case + ": " + strsignal(signal) + "\n";
+  if (write(1, text.data(), text.size()) < 0) {}
+  _exit(1);
+}
+static inline void catch_crashes() {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  static char own_stack[64 << 10];
+  stack_t stack = {};
+  stack.ss_sp = own_stack;
+  stack.ss_size = sizeof own_stack;
+  sigaltstack(&stack, nullptr);
+  struct sigaction action = {};
+  action.sa_handler = report_crash;
+  action.sa_flags = SA_ONSTACK;
+  for (int s : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(s, &action, nullptr);
+#endif
+}
+
 static inline int run_cases(int argc, char** argv) {
   std::vector<std::string> words;
   bool quick = false, list = false;
@@ -395,6 +418,7 @@ static inline int run_cases(int argc, char** argv) {
     else if (a.rfind("seed=", 0) == 0) { base_seed = strtoull(a.c_str() + 5, nullptr, 10); emu::opt.seed = (unsigned)base_seed; }
     else if (a != "all") words.push_back(a);
   }
+  catch_crashes();
   int ran = 0, failed = 0, skipped = 0;
   double start = cpu_ms();
   for (Case& c : all_cases()) {
@@ -405,6 +429,7 @@ static inline int run_cases(int argc, char** argv) {
     if (list) { printf("%s%s\n", c.name.c_str(), c.speed == QUICK ? " (quick)" : ""); continue; }
     case_seed = base_seed;
     for (char ch : c.name) case_seed = (case_seed ^ (uint8_t)ch) * 0x100000001B3ull;
+    running_case = c.name;
     case_notes.clear();
     emu::reset_conflicts();
     const char* verdict = "ok  ";

@@ -61,10 +61,8 @@ static void variants_agree() {
     Guarded<half_t> x(in.x), residual(in.residual), a(5 * hidden), b(5 * hidden);
     Guarded<float> gamma(in.gamma), beta(in.beta);
     run<F16>(variants[0], x.data(), residual.data(), gamma.data(), beta.data(), a.data(), 5, hidden, {});
-    for (int v : {1, 2}) {
-      run<F16>(variants[v], x.data(), residual.data(), gamma.data(), beta.data(), b.data(), 5, hidden, {});
-      check_same_bits("variants", a.data(), b.data(), a.bytes());
-    }
+    run<F16>(variants[1], x.data(), residual.data(), gamma.data(), beta.data(), b.data(), 5, hidden, {});
+    check_same_bits("variants", a.data(), b.data(), a.bytes());
   }
 }
 
