@@ -179,7 +179,7 @@ fn kernels_are_clean_under_address_sanitizer() {
 fn kernels_are_clean_under_thread_sanitizer() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     if selected("tsan") {
-        run_all("tsan", &[&["quick", "late"]]);
+        run_all("tsan", &[&["quick", "late"], &["quick", "late", "reverse"]]);
     }
 }
 

@@ -384,6 +384,26 @@ constexpr int BLOCK_SETS = 2;
 #else
 constexpr int BLOCK_SETS = 1;
 #endif
+// Blocks are kept from launch to launch: their fibers' stacks are what costs.
+static std::mutex idle_mutex;
+static std::vector<std::unique_ptr<Block>>& idle_blocks() { static std::vector<std::unique_ptr<Block>> v; return v; }
+struct BorrowedBlocks {
+  std::unique_ptr<Block> blocks[BLOCK_SETS];
+  BorrowedBlocks() {
+    Unseen unseen;
+    std::lock_guard<std::mutex> lock(idle_mutex);
+    for (auto& b : blocks) {
+      if (idle_blocks().empty()) { b.reset(new Block); continue; }
+      b = std::move(idle_blocks().back());
+      idle_blocks().pop_back();
+    }
+  }
+  ~BorrowedBlocks() {
+    Unseen unseen;
+    std::lock_guard<std::mutex> lock(idle_mutex);
+    for (auto& b : blocks) idle_blocks().push_back(std::move(b));
+  }
+};
 void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()>& body) {
   auto refuse = [](const char* why) { Error e; snprintf(e.msg, sizeof e.msg, "launch: %s", why); throw e; };
   uint64_t total = (uint64_t)grid.x * grid.y * grid.z, n = (uint64_t)dim.x * dim.y * dim.z;
@@ -396,14 +416,13 @@ void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()
   bool failed = false;
   Error error;
   auto work = [&] {
-    static thread_local std::unique_ptr<Block> blocks[BLOCK_SETS];
-    for (auto& b : blocks) if (!b) b.reset(new Block);
+    BorrowedBlocks borrowed;
     for (uint64_t i; (i = next++) < total;) {
       uint64_t id = opt.order == REVERSE ? total - 1 - i : i;
-      try { run_block(*blocks[i % BLOCK_SETS], id, grid, dim, smem_bytes, body); }
+      try { run_block(*borrowed.blocks[i % BLOCK_SETS], id, grid, dim, smem_bytes, body); }
       catch (Error& e) { std::lock_guard<std::mutex> lock(mutex); failed = true; error = e; next = total; }
     }
-    for (auto& b : blocks) acquire(&b->ended);
+    for (auto& b : borrowed.blocks) acquire(&b->ended);
   };
 #ifdef EMU_TSAN
   int n_threads = 1;
@@ -444,7 +463,7 @@ extern "C" const char* __asan_default_options() { return "detect_leaks=0:detect_
 extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1"; }
 #endif
 #ifdef EMU_TSAN
-extern "C" const char* __tsan_default_options() { return "halt_on_error=1:history_size=2"; }
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1:history_size=2:atexit_sleep_ms=0"; }
 // The emulator has no frames in tsan's stacks, so a report about a copy or an ldmatrix would not name the kernel's line.
 extern "C" void __tsan_on_report(void*) {
   if (!emu::running) return;
