@@ -249,3 +249,29 @@ fn gemm_time_rises_with_the_rows() {
         }
     }
 }
+
+/// A tile that no encoder takes on any GPU would only make the image larger.
+#[test]
+fn every_gemm_tile_is_taken_by_some_encoder() {
+    let mut taken = BTreeMap::new();
+    for gpu in Gpu::KNOWN {
+        let table = TileTable::new(Gpu::known(gpu).unwrap(), Element::F16);
+        for (h, inner) in [(384, 1536), (768, 3072), (1024, 4096)] {
+            for (n, k) in [(3 * h, h), (h, h), (inner, h), (h, inner)] {
+                for m in (4..15).map(|power| 1 << power) {
+                    let epilogue = EpilogueKind::default();
+                    let gemm = Gemm { m, n, k, epilogue, weights_in_l2: false, batch_invariant: false };
+                    let launch = table.gemm(&gemm);
+                    *taken.entry(launch.tile.name).or_insert(0) += 1;
+                    let [bm, bn, _] = launch.tile.block;
+                    let name = launch.tile.name;
+                    assert!(bm / 2 <= m, "{gpu}: {name} for {m} rows");
+                    if ["a100", "h200"].contains(&gpu) && m >= 8192 {
+                        assert!(bm * bn >= 128 * 128, "{gpu}: {name} for {m} rows");
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(taken.len(), GEMM_TILES.len(), "{taken:?}");
+}
