@@ -3,7 +3,7 @@
 
 use berthier::backend::cuda::{
     ATTENTION_TILES, Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, Gpu, Manifest, ROW_SIZES,
-    SPLITK_REDUCE, TileTable,
+    SPLITK_REDUCE, TIE, TileTable,
 };
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
@@ -221,11 +221,11 @@ proptest! {
         assert_well_formed(&table, &gemm, &launch);
         for other in table.gemm_candidates(&gemm) {
             assert_well_formed(&table, &gemm, &other);
-            prop_assert!(launch.estimate.us <= other.estimate.us);
+            prop_assert!(launch.estimate.us <= TIE * other.estimate.us);
         }
         // split-K may only gain
         let invariant = table.gemm(&Gemm { batch_invariant: true, ..gemm });
-        prop_assert!(launch.estimate.us <= invariant.estimate.us);
+        prop_assert!(launch.estimate.us <= TIE * invariant.estimate.us);
     }
 }
 
@@ -243,7 +243,7 @@ fn gemm_time_rises_with_the_rows() {
                 };
                 let times: Vec<f64> = (1..=64).chain((128..=8192).step_by(64)).map(us).collect();
                 for pair in times.windows(2) {
-                    assert!(pair[1] >= 0.999 * pair[0], "{gpu} n {n} k {k}: {pair:?}");
+                    assert!(TIE * pair[1] >= pair[0], "{gpu} n {n} k {k}: {pair:?}");
                 }
             }
         }
@@ -267,7 +267,7 @@ fn every_gemm_tile_is_taken_by_some_encoder() {
                     let name = launch.tile.name;
                     assert!(bm / 2 <= m, "{gpu}: {name} for {m} rows");
                     if ["a100", "h200"].contains(&gpu) && m >= 8192 {
-                        assert!(bm * bn >= 128 * 128, "{gpu}: {name} for {m} rows");
+                        assert!(bm * bn >= 64 * 128, "{gpu}: {name} for {m} rows");
                     }
                 }
             }

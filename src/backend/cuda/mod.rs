@@ -15,6 +15,6 @@ pub use gpu::{Gpu, Multiprocessor};
 pub use image::{Kernel, Manifest, Usage, fatbin};
 pub use tiles::{
     Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, ROW_SIZES, ReduceLaunch, RowLaunch,
-    SPLITK_REDUCE, TileTable,
+    SPLITK_REDUCE, TIE, TileTable,
 };
 pub use work_list::{ATTENTION_TILES, AttentionLaunch, AttentionTile, Entry, SHORT_TOKENS, attention};

@@ -69,6 +69,9 @@ pub const GEMM_TILES: [GemmTile; 7] = [
     tile("gemm_16x64x64_s4", [16, 64, 64], 4, [1, 4], 16, 128, 40960),
 ];
 
+/// Predictions that differ by less are taken as equal: where memory bounds a product, those of all tiles are.
+pub const TIE: f64 = 1.005;
+
 /// Sums the parts of a split product.
 pub const SPLITK_REDUCE: &str = "splitk_reduce";
 
@@ -209,14 +212,20 @@ impl TileTable {
         Manifest::get().kernels.get(&symbol).unwrap_or_else(|| panic!("{symbol} is not in the image"))
     }
 
-    /// How to compute a product.
+    /// How to compute a product: of the ways with the least predicted time (within [`TIE`]), the one that computes the
+    /// fewest elements beyond the result's edges, and of those the one with the fewest splits.
     ///
     /// # Panics
     /// If a size is 0.
     pub fn gemm(&self, gemm: &Gemm) -> GemmLaunch {
         assert!(gemm.m > 0 && gemm.n > 0 && gemm.k > 0, "an empty product is not launched: {gemm:?}");
-        self.gemm_candidates(gemm)
-            .min_by(|a, b| a.estimate.us.total_cmp(&b.estimate.us)) // the first of equals
+        let candidates: Vec<GemmLaunch> = self.gemm_candidates(gemm).collect();
+        let least = candidates.iter().map(|c| c.estimate.us).fold(f64::INFINITY, f64::min);
+        let elements = |c: &GemmLaunch| c.grid[0] * c.tile.block[0] * c.tile.block[1];
+        candidates
+            .into_iter()
+            .filter(|c| c.estimate.us <= TIE * least)
+            .min_by_key(|c| (elements(c), c.grid[1])) // the first of equals
             .unwrap_or_else(|| panic!("no tile fits on {}", self.gpu.name))
     }
 
