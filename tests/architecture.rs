@@ -31,7 +31,8 @@ const UNSAFE: &[&str] = &["backend/cpu/", "backend/cuda/", "model/checkpoint.rs"
 const INTRINSICS: &[&str] = &["backend/cpu/x86_64/", "backend/cpu/aarch64/"];
 
 /// Where JSON may be read or written.
-const SERDE: &[&str] = &["model/json.rs", "model/checkpoint.rs", "tokenize/config.rs", "cli/"];
+const SERDE: &[&str] =
+    &["model/json.rs", "model/checkpoint.rs", "tokenize/config.rs", "backend/cuda/image.rs", "cli/"];
 
 struct Source {
     /// Relative to `src/`, with `/`.

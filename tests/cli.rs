@@ -413,6 +413,33 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
+fn costs_are_predicted_without_model_and_gpu() {
+    let place = Place::new();
+    let ran = place.run("bench costs --gpu a100 --shape minilm,base --lengths 32 --json").ok();
+    let json: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(json["predicted"], true);
+    assert_eq!(json["gpus"].as_array().unwrap().len(), 1);
+    let networks = json["gpus"][0]["networks"].as_array().unwrap();
+    // two shapes, a full batch and one sequence, as it is, with norms folded, batch-invariant
+    assert_eq!(networks.len(), 2 * 2 * 3);
+    for network in networks {
+        let kernels = network["kernels"].as_array().unwrap();
+        let us: f64 = kernels.iter().map(|k| k["us"].as_f64().unwrap() * k["times"].as_f64().unwrap()).sum();
+        assert!((us / network["us"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+        let tokens = network["total_tokens"].as_f64().unwrap();
+        assert!((tokens / us * 1e6 / network["tokens_per_s"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    }
+    let text = String::from_utf8(place.run("bench costs --gpu h200 --shape large").ok().stdout).unwrap();
+    assert!(text.starts_with("Predictions, not measurements"), "{text}");
+    for part in ["BERT-large on H200, predicted", "attention_stream_d64", "batch-invariant", "512"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    // the shape of a model; the toy's heads have a size that there is no kernel for
+    place.run("bench costs --model model").fails("head sizes are 32, 64 and 128");
+    place.run("bench costs --gpu abacus").fails("abacus");
+}
+
+#[test]
 fn help_says_what_matters() {
     let place = Place::new();
     let text = |args: &str| {

@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub mod cpu;
+pub mod cuda;
 mod reference;
 
 /// One loaded model on one device. Owned by one thread at a time.

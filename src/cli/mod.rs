@@ -16,7 +16,7 @@ mod provenance;
 mod report;
 
 use args::{Args, BenchCommand, Command, ModelArgs};
-use bench::BenchError;
+use bench::{BenchError, What, costs};
 use berthier::Embedder;
 use clap::Parser;
 use report::{Failure, Report};
@@ -62,8 +62,28 @@ fn resolve(args: &ModelArgs, report: &Report) -> Result<PathBuf, Failure> {
         .map_err(|e| Failure::chain(&e))
 }
 
+/// Predicts what a model costs: of the model only its configuration is read, and only if one is named.
+fn predict(args: &BenchCommand) -> Result<Outcome, Failure> {
+    let model = match &args.model.model {
+        Some(name) if args.bench.shape.is_empty() => {
+            let dir = resolve(&args.model, &Report::new(false))?;
+            Some((name.as_str(), berthier::model::open(&dir)?.desc))
+        }
+        _ => None,
+    };
+    let model = model.as_ref().map(|(name, desc)| (*name, desc));
+    match costs::run(&args.bench, model, &mut std::io::stdout().lock()) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(BenchError::Write(e)) => Err(Failure::stream("standard output", &e)),
+        Err(e) => Err(Failure::chain(&e)),
+    }
+}
+
 /// Loads a model and lets `bench` measure it.
 fn measure(args: &BenchCommand) -> Result<Outcome, Failure> {
+    if args.bench.what == What::Costs {
+        return predict(args);
+    }
     let dir = resolve(&args.model, &Report::new(false))?;
     let clock = Instant::now();
     let embedder = Embedder::load(args.model.options(&dir)?)?;

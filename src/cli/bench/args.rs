@@ -1,12 +1,15 @@
 //! The arguments of `berthier bench`; those about the model and the device are the other commands' own.
 
+use berthier::backend::cuda::Gpu;
+use berthier::backend::cuda::costs::EncoderShape;
+use clap::builder::PossibleValuesParser;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// What `berthier bench` measures, on what.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure: texts per second on a file, or the time of single calls
+    /// What to measure: texts per second on a file, or the time of single calls; or what to predict
     #[arg(value_enum)]
     pub(crate) what: What,
 
@@ -30,8 +33,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value = "5")]
     pub(crate) repeat: NonZeroUsize,
 
-    /// Latency: tokens of each text, special tokens included
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "16,64,256")]
+    /// Latency, costs: tokens of each text, special tokens included [default: 16,64,256; costs: 16,32,128,512]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub(crate) lengths: Vec<NonZeroUsize>,
 
     /// Latency: texts of each call
@@ -41,13 +44,36 @@ pub(crate) struct BenchArgs {
     /// Latency: calls for each length and batch size
     #[arg(long, value_name = "N", default_value = "200")]
     pub(crate) samples: NonZeroUsize,
+
+    /// Costs: the GPUs
+    #[arg(long, value_name = "GPU,…", value_delimiter = ',', default_value = "h200,a100",
+        value_parser = PossibleValuesParser::new(Gpu::KNOWN))]
+    pub(crate) gpu: Vec<String>,
+
+    /// Costs: the encoders [default: that of --model, or all of these]
+    #[arg(long, value_name = "SHAPE,…", value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(EncoderShape::KNOWN))]
+    pub(crate) shape: Vec<String>,
 }
 
-/// The two measurements.
+impl BenchArgs {
+    /// The lengths that were given, or these.
+    pub(crate) fn lengths_or(&self, default: &[usize]) -> Vec<usize> {
+        if self.lengths.is_empty() {
+            default.to_vec()
+        } else {
+            self.lengths.iter().map(|n| n.get()).collect()
+        }
+    }
+}
+
+/// The two measurements, and the prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum What {
     /// Texts and tokens per second over a file of texts
     Throughput,
     /// Microseconds of one call: p50, p90, p99
     Latency,
+    /// Predicted, not measured: what each CUDA kernel of an encoder costs on a GPU, which need not be there
+    Costs,
 }

@@ -22,7 +22,7 @@ pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, B
         "from", "tokens", "texts", "p50", "p90", "p99", "min", "max"
     );
     let mut points: Vec<Value> = Vec::new();
-    for length in args.lengths.iter().map(|n| n.get()) {
+    for length in args.lengths_or(&[16, 64, 256]) {
         for batch in args.batch_sizes.iter().map(|n| n.get()) {
             let texts = texts(embedder, &words, length, batch)?;
             let (mut ids, mut offsets) = (Vec::new(), vec![0]);

@@ -1,6 +1,8 @@
-//! `berthier bench`: how fast this machine is, measured through the library's public calls.
+//! `berthier bench`: how fast this machine is, measured through the library's public calls; and what the CUDA kernels
+//! should cost on a GPU, predicted.
 
 mod args;
+pub(crate) mod costs;
 mod latency;
 mod machine;
 mod throughput;
@@ -55,6 +57,7 @@ pub(crate) fn run(
     let report = match args.what {
         What::Throughput => throughput::measure(args, embedder)?,
         What::Latency => latency::measure(args, embedder)?,
+        What::Costs => unreachable!("costs are predicted without a model: costs::run"),
     };
     let machine = Machine::this();
     if args.json {
@@ -125,7 +128,16 @@ mod tests {
         let args = parse(&["latency", "--lengths", "8,32", "--json"]).unwrap();
         assert_eq!(args.lengths.iter().map(|n| n.get()).collect::<Vec<_>>(), [8, 32]);
         assert!(args.json);
-        for bad in [&["latency", "--samples", "0"][..], &["latency", "--lengths", "0"], &["speed"], &[]] {
+        assert_eq!(parse(&["latency"]).unwrap().lengths_or(&[1, 2]), [1, 2]);
+        assert_eq!(parse(&["costs"]).unwrap().gpu, ["h200", "a100"]);
+        for bad in [
+            &["costs", "--gpu", "abacus"][..],
+            &["costs", "--shape", "round"],
+            &["latency", "--samples", "0"],
+            &["latency", "--lengths", "0"],
+            &["speed"],
+            &[],
+        ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

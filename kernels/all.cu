@@ -1,0 +1,8 @@
+// all.cu - every kernel that ships, as the one translation unit of kernels/prebuilt/berthier.fatbin.
+// conformance.cu is not among them: those kernels test the wrappers, and have an image of their own.
+#include "embed_layernorm.cu"
+#include "gemm.cu"
+#include "folded_layernorm.cu"
+#include "attention.cu"
+#include "residual_layernorm.cu"
+#include "pool.cu"

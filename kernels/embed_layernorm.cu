@@ -1,0 +1,50 @@
+// embed_layernorm.cu - the first activations: three rows gathered, summed and normalised.
+//
+// Formula     out[t] = norm(word[id[t]] + position[pos[t]] + type[type_id[t]]), the sum from left to right in fp32, not
+//             rounded before the norm (rows.cuh: corrected two-pass)
+// Arguments   word [vocab, hidden], position [positions, hidden], type [types, hidden]: 16 bit; position and type may be null
+//             ids, position_ids, type_ids [total_tokens] int32 (the latter two unread where their table is null)
+//             gamma, beta [hidden] f32, each may be null (ones, zeros); eps
+//             norm: RowNormKind; ROW_AS_IT_IS stores the sum, gamma and beta unread
+//             out [total_tokens, hidden] 16 bit
+// Limits      hidden a multiple of 8, at most what the variant's name says; 16-byte aligned rows; ids inside the tables: the
+//             host checks them, the kernel does not
+// Launch      _h512, _h1024: grid ceil(total_tokens / 4), 128 threads, a warp a row
+//             _h8192: grid total_tokens, 256 threads, a block a row. No dynamic shared memory
+// Bound by    memory: 2 hidden bytes written a token, and as much read from each table; the word rows come at random but
+//             are whole 128-byte lines; position and type rows stay in L2
+// Method      skip-layernorm as in TensorRT's and FasterTransformer's BERT; one launch instead of four
+#include "rows.cuh"
+
+template <class T, int VECTORS, int WARPS>
+DEV void embed_layernorm(const half_t* word, const half_t* position, const half_t* type, const int* ids, const int* position_ids,
+                         const int* type_ids, RowAffine affine, half_t* out, int total_tokens, int hidden, float eps, int norm) {
+  SMEM_ARRAY(float, scratch, 2 * WARPS);
+  int token = row_index<WARPS>();
+  if (token >= total_tokens) return;  // a whole warp, or nobody: no barrier is missed
+  if (norm == ROW_AS_IT_IS) affine = RowAffine{nullptr, nullptr};
+  auto lane_affine = LaneAffine<VECTORS, WARPS>::early(affine, hidden);
+  griddep_wait();
+  u128 raw_word[VECTORS], raw_position[VECTORS], raw_type[VECTORS];
+  load_row<VECTORS, WARPS>(raw_word, word + (size_t)ids[token] * hidden, hidden);
+  load_row<VECTORS, WARPS>(raw_position, position ? position + (size_t)position_ids[token] * hidden : nullptr, hidden);
+  load_row<VECTORS, WARPS>(raw_type, type ? type + (size_t)type_ids[token] * hidden : nullptr, hidden);
+  griddep_launch();
+  float x[VECTORS][VECTOR] = {};
+  add_row<T>(x, raw_word);
+  add_row<T>(x, raw_position);
+  add_row<T>(x, raw_type);
+  RowScale s{0, 1};
+  if (norm != ROW_AS_IT_IS) s = centre<VECTORS, WARPS>(x, hidden, eps, (RowNormKind)norm, scratch);
+  store_scaled<T>(out + (size_t)token * hidden, x, hidden, s, lane_affine);
+}
+
+#define EMBED_LAYERNORM(name, threads, min_blocks, T, VECTORS, WARPS)                                                   \
+  KERNEL_MIN_BLOCKS(threads, min_blocks, name, const half_t* word, const half_t* position, const half_t* type,         \
+                    const int* ids, const int* position_ids, const int* type_ids, const float* gamma, const float* beta, \
+                    half_t* out, int total_tokens, int hidden, float eps, int norm) {                                   \
+    embed_layernorm<T, VECTORS, WARPS>(word, position, type, ids, position_ids, type_ids, RowAffine{gamma, beta}, out,  \
+                                       total_tokens, hidden, eps, norm);                                                \
+  }
+ROW_KERNEL_SIZES(EMBED_LAYERNORM, embed_layernorm, f16, F16)
+ROW_KERNEL_SIZES(EMBED_LAYERNORM, embed_layernorm, bf16, BF16)

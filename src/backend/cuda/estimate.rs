@@ -1,0 +1,330 @@
+//! How long a launch should take: a model of the hardware with a dozen numbers, for choosing tiles and for the cost sheet.
+//!
+//! A block has a time alone on a multiprocessor, and a smaller one that it adds where others hide its latency; the
+//! busiest multiprocessor gives the time of the grid, unless memory or L2 takes longer for all its bytes. The numbers
+//! are published rates ([`Gpu`]) and estimates, each with its reason; no launch has been timed yet to correct them.
+
+use super::gpu::Gpu;
+
+/// From one kernel's end to the next one's first instruction within a CUDA graph, µs (Hazy Research, "Look Ma, No
+/// Bubbles", 2025, on an H100).
+pub const LAUNCH_US: f64 = 1.3;
+/// Clocks from a request to memory until the data are there: an estimate; microbenchmarks of idle memory have some 450
+/// to 550 on these GPUs.
+const LATENCY: f64 = 600.0;
+/// Bytes a clock of a multiprocessor's shared memory, on all of these GPUs.
+const SHARED_BYTES_PER_CLOCK: f64 = 128.0;
+/// Exponentials a clock of a multiprocessor, on all of these GPUs (CUDA C++ Programming Guide, "Arithmetic Instructions").
+const EXPONENTIALS_PER_CLOCK: f64 = 16.0;
+/// What is left of the shorter of two kinds of work where warps or blocks overlap them. With 0.4 an A100 gets about the 190 TFLOP/s
+/// that FlashAttention-2 publishes at head size 64.
+const NOT_OVERLAPPED: f64 = 0.4;
+
+/// The power of the mean by which a product's demands on tensor cores, shared memory and L2 are put together: they overlap,
+/// but never wholly. 4 costs a resource that is used fully 19 % if a second one is too, 2 % if that is used by half.
+/// Without it, where tensor cores are slow, tiles of 16 rows would look as good as those of 128.
+const OVERLAP_POWER: f64 = 4.0;
+
+/// What a launch reads, computes and should take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// Floating point operations that the result needs; padding does not count.
+    pub flops: f64,
+    /// Bytes read and written, each once.
+    pub bytes: f64,
+    /// Blocks of the grid.
+    pub blocks: usize,
+    /// Blocks that a multiprocessor holds at once.
+    pub blocks_per_sm: usize,
+    /// Blocks, as a share of what the GPU holds at once.
+    pub waves: f64,
+    /// Predicted time in µs, [`LAUNCH_US`] included.
+    pub us: f64,
+    /// What the time is spent on.
+    pub bound: Bound,
+}
+
+/// What takes the time of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bound {
+    /// Products on the tensor cores.
+    Tensor,
+    /// Other arithmetic: exponentials, activations, conversions.
+    Arithmetic,
+    /// Shared memory.
+    Shared,
+    /// The L2 cache.
+    L2,
+    /// Device memory.
+    Memory,
+    /// Waiting: too few blocks, or the launch itself.
+    Latency,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tensor => "tensor",
+            Self::Arithmetic => "arithmetic",
+            Self::Shared => "shared",
+            Self::L2 => "L2",
+            Self::Memory => "memory",
+            Self::Latency => "latency",
+        })
+    }
+}
+
+/// A block's clocks.
+#[derive(Debug, Clone, Copy)]
+struct BlockClocks {
+    /// With a multiprocessor to itself.
+    alone: f64,
+    /// That it adds to others.
+    added: f64,
+    /// What `added` is spent on.
+    bound: Bound,
+}
+
+/// Bytes of a launch by where they come from.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traffic {
+    /// Read from or written to device memory, each once.
+    pub(super) memory: f64,
+    /// Read or written where the L2 cache has them.
+    pub(super) l2: f64,
+}
+
+impl Traffic {
+    /// `bytes` that are in L2 or not.
+    pub(super) fn of(bytes: f64, in_l2: bool) -> Self {
+        if in_l2 { Self { memory: 0.0, l2: bytes } } else { Self { memory: bytes, l2: 0.0 } }
+    }
+
+    pub(super) fn and(self, other: Self) -> Self {
+        Self { memory: self.memory + other.memory, l2: self.l2 + other.l2 }
+    }
+
+    fn bytes(self) -> f64 {
+        self.memory + self.l2
+    }
+}
+
+/// The time of a grid of equal blocks. `l2_bytes`: all that passes between L2 and multiprocessors.
+fn grid(
+    gpu: &Gpu,
+    blocks: usize,
+    blocks_per_sm: usize,
+    block: BlockClocks,
+    flops: f64,
+    traffic: Traffic,
+    l2_bytes: f64,
+) -> Estimate {
+    let busiest = blocks.div_ceil(gpu.sm_count) as f64;
+    let rounds = (busiest / blocks_per_sm as f64).ceil();
+    let added = if blocks_per_sm == 1 { block.alone } else { block.added };
+    let clocks = (rounds * block.alone).max(block.alone + (busiest - 1.0) * added);
+    // what the multiprocessors work on, without the time in which they only wait
+    let working = busiest * block.added;
+    let kinds = [
+        (gpu.us(clocks), if working > 0.5 * clocks { block.bound } else { Bound::Latency }),
+        (traffic.memory / (gpu.memory_gb_per_s * 1e3), Bound::Memory),
+        (l2_bytes.max(traffic.bytes()) / (gpu.l2_gb_per_s * 1e3), Bound::L2),
+    ];
+    let (us, bound) = longest(&kinds);
+    Estimate {
+        flops,
+        bytes: traffic.bytes(),
+        blocks,
+        blocks_per_sm,
+        waves: blocks as f64 / (gpu.sm_count * blocks_per_sm) as f64,
+        us: us + LAUNCH_US,
+        bound: if us < LAUNCH_US { Bound::Latency } else { bound },
+    }
+}
+
+/// The longest of several times.
+fn longest(kinds: &[(f64, Bound)]) -> (f64, Bound) {
+    kinds.iter().copied().fold((0.0, Bound::Latency), |a, b| if b.0 > a.0 { b } else { a })
+}
+
+/// A product as `gemm.cu` tiles it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GemmWork {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) block: [usize; 3],
+    pub(super) stages: usize,
+    /// Bytes that all warps of a block read from shared memory for one BLOCK_K.
+    pub(super) fragment_bytes: usize,
+    pub(super) splits: usize,
+    pub(super) blocks_per_sm: usize,
+    /// fp32 instructions that the epilogue has for each element of the result.
+    pub(super) epilogue_instructions: f64,
+    pub(super) traffic: Traffic,
+}
+
+/// One GEMM launch, without the reduction of a split one.
+pub(super) fn gemm(gpu: &Gpu, w: &GemmWork) -> Estimate {
+    let [bm, bn, bk] = w.block;
+    let blocks = w.m.div_ceil(bm) * w.n.div_ceil(bn) * w.splits;
+    let pieces = w.k.div_ceil(bk).div_ceil(w.splits) as f64;
+    let stage_bytes = ((bm + bn) * bk * 2) as f64;
+    let tensor = (2 * bm * bn * bk) as f64 / gpu.mma_flops_per_clock();
+    let shared = (w.fragment_bytes as f64 + stage_bytes) / SHARED_BYTES_PER_CLOCK;
+    let from_l2 = stage_bytes / gpu.l2_bytes_per_clock(blocks);
+    let (_, bound) = longest(&[(tensor, Bound::Tensor), (shared, Bound::Shared), (from_l2, Bound::L2)]);
+    let piece = [tensor, shared, from_l2]
+        .map(|t| t.powf(OVERLAP_POWER))
+        .iter()
+        .sum::<f64>()
+        .powf(1.0 / OVERLAP_POWER);
+    // alone, stages in flight arrive one LATENCY after they were asked for
+    let piece_alone = piece.max(LATENCY / (w.stages - 1) as f64);
+    let lanes = gpu.multiprocessor().fp32_lanes as f64;
+    let epilogue = (bm * bn) as f64 * w.epilogue_instructions / lanes;
+    let main = pieces * piece;
+    let block = BlockClocks {
+        // the first pieces arrive, all are multiplied, the residual arrives, the result is stored
+        alone: 2.0 * LATENCY + pieces * piece_alone + epilogue,
+        // one block's epilogue beside the other's products, as far as they are apart
+        added: main.max(epilogue) + NOT_OVERLAPPED * main.min(epilogue),
+        bound: if epilogue > main { Bound::Arithmetic } else { bound },
+    };
+    let flops = 2.0 * w.m as f64 * w.n as f64 * w.k as f64;
+    let l2_bytes = blocks as f64 * pieces * stage_bytes + 2.0 * (w.m * w.n) as f64;
+    grid(gpu, blocks, w.blocks_per_sm, block, flops, w.traffic, l2_bytes)
+}
+
+/// Blocks of attention with the same work.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttentionWork {
+    pub(super) blocks: usize,
+    pub(super) blocks_per_sm: usize,
+    /// Of a block: query rows and keys, rounded to what the kernel computes, times heads.
+    pub(super) scores: f64,
+    pub(super) head_dim: usize,
+    /// Bytes that a block reads and writes.
+    pub(super) block_bytes: f64,
+    /// Round trips to memory that a block waits for, one after the other.
+    pub(super) round_trips: f64,
+    /// Of the batch, without padding.
+    pub(super) flops: f64,
+    pub(super) traffic: Traffic,
+}
+
+/// Instructions a score takes beside the products: maximum, subtraction, conversion, their share of masks and addresses.
+const SCORE_INSTRUCTIONS: f64 = 5.0;
+
+/// One launch of `attention.cu`.
+pub(super) fn attention(gpu: &Gpu, w: &AttentionWork) -> Estimate {
+    // scores, weighted values, and the column of ones that sums the weights: 8 columns of output more
+    let tensor = w.scores * (4 * w.head_dim + 16) as f64 / gpu.mma_flops_per_clock();
+    let exponentials = w.scores / EXPONENTIALS_PER_CLOCK;
+    let other = w.scores * SCORE_INSTRUCTIONS / gpu.multiprocessor().fp32_lanes as f64;
+    let arithmetic = exponentials.max(other);
+    let (most, bound) = longest(&[(tensor, Bound::Tensor), (arithmetic, Bound::Arithmetic)]);
+    let computing = most + NOT_OVERLAPPED * (tensor + arithmetic - most);
+    let reading = w.block_bytes / gpu.l2_bytes_per_clock(w.blocks);
+    let (added, bound) = longest(&[(computing, bound), (reading, Bound::L2)]);
+    let alone = w.round_trips * LATENCY + tensor + arithmetic;
+    let block = BlockClocks { alone, added, bound };
+    grid(gpu, w.blocks, w.blocks_per_sm, block, w.flops, w.traffic, w.blocks as f64 * w.block_bytes)
+}
+
+/// Rows that are read, combined and written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowWork {
+    pub(super) blocks: usize,
+    pub(super) blocks_per_sm: usize,
+    /// Elements that a block combines.
+    pub(super) block_elements: f64,
+    /// fp32 instructions an element.
+    pub(super) instructions: f64,
+    pub(super) round_trips: f64,
+    pub(super) traffic: Traffic,
+}
+
+/// One launch of a row kernel.
+pub(super) fn rows(gpu: &Gpu, w: &RowWork) -> Estimate {
+    let added = w.block_elements * w.instructions / gpu.multiprocessor().fp32_lanes as f64;
+    let block = BlockClocks { alone: w.round_trips * LATENCY + added, added, bound: Bound::Arithmetic };
+    grid(gpu, w.blocks, w.blocks_per_sm, block, 0.0, w.traffic, 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn large(gpu: &Gpu, size: usize) -> Estimate {
+        gemm(
+            gpu,
+            &GemmWork {
+                m: size,
+                n: size,
+                k: size,
+                block: [128, 256, 32],
+                stages: 4,
+                fragment_bytes: 8 * (64 + 64) * 32 * 2,
+                splits: 1,
+                blocks_per_sm: 1,
+                epilogue_instructions: 8.0,
+                traffic: Traffic::of(6.0 * (size * size) as f64, false),
+            },
+        )
+    }
+
+    /// 221 to 240 TFLOP/s are published for handwritten kernels of this form on an A100.
+    #[test]
+    fn large_products_take_about_what_is_published() {
+        let gpu = Gpu::known("a100").unwrap();
+        let at = |size| {
+            let e = large(&gpu, size);
+            (e.flops / e.us / 1e6, e.bound)
+        };
+        let (tflops, bound) = at(8192);
+        assert!((215.0..241.0).contains(&tflops) && bound == Bound::Tensor, "{tflops} {bound}");
+        assert!(at(1024).0 < at(4096).0);
+    }
+
+    #[test]
+    fn a_launch_takes_at_least_its_gap_and_its_bytes() {
+        let gpu = Gpu::known("h200").unwrap();
+        let work = RowWork {
+            blocks: 1,
+            blocks_per_sm: 8,
+            block_elements: 4.0 * 384.0,
+            instructions: 10.0,
+            round_trips: 2.0,
+            traffic: Traffic::of(4.0 * 384.0 * 6.0, false),
+        };
+        let one = rows(&gpu, &work);
+        assert!(one.us > LAUNCH_US && one.us < 2.0 * LAUNCH_US && one.bound == Bound::Latency, "{one:?}");
+        let bytes = 6.0 * 768.0 * 65536.0;
+        let many = rows(&gpu, &RowWork { blocks: 16384, traffic: Traffic::of(bytes, false), ..work });
+        assert!(many.us > bytes / 4320e3 && many.bound == Bound::Memory, "{many:?}");
+    }
+
+    /// FlashAttention-2 on an A100, head size 64, not causal, 2,048 tokens: 190 TFLOP/s published.
+    #[test]
+    fn attention_takes_about_what_is_published() {
+        let gpu = Gpu::known("a100").unwrap();
+        let (tokens, heads, batch) = (2048.0, 32.0, 8.0);
+        let flops = 4.0 * tokens * tokens * 64.0 * heads * batch;
+        let e = attention(
+            &gpu,
+            &AttentionWork {
+                blocks: (tokens / 128.0 * heads * batch) as usize,
+                blocks_per_sm: 2,
+                scores: 128.0 * tokens,
+                head_dim: 64,
+                block_bytes: 4.0 * 64.0 * tokens,
+                round_trips: 3.0,
+                flops,
+                traffic: Traffic::of(8.0 * 64.0 * tokens * heads * batch, false),
+            },
+        );
+        let tflops = flops / e.us / 1e6;
+        assert!((165.0..215.0).contains(&tflops), "{tflops} {e:?}");
+    }
+}

@@ -1,0 +1,113 @@
+// TMA, mbarriers and wgmma: out [m, n] f32 = a [m, k] w [n, k]^T. One producer warpgroup, one consumer, tile 64 x 64 x 64, two
+// stages, so that every barrier changes its phase several times.
+constexpr int HOPPER_STAGES = 2, HOPPER_TILE = 64 * 128, HOPPER_STAGE = 2 * HOPPER_TILE;
+
+KERNEL(256, bug_tma, TMAP_PARAM(map_a), TMAP_PARAM(map_w), float* out, int m, int n, int k) {
+  SMEM_DYN(smem);
+  const saddr base = smem_addr(smem), full = base + HOPPER_STAGES * HOPPER_STAGE, empty = full + HOPPER_STAGES * 8;
+  const int steps = k / 64, m0 = blockIdx.y * 64, n0 = blockIdx.x * 64;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < HOPPER_STAGES; s++) {
+      mbar_init(full + s * 8, 1);
+      if (!planted("MBAR_NOT_INITIALISED")) mbar_init(empty + s * 8, 1);
+    }
+    mbar_fence_init();
+  }
+  sync_block();
+  if (threadIdx.x < 128) {
+    if (threadIdx.x) return;
+    for (int step = 0; step < steps; step++) {
+      int s = step % HOPPER_STAGES, phase = step / HOPPER_STAGES & 1;
+      if (planted("MBAR_PARITY")) mbar_wait(empty + s * 8, phase);
+      else if (!planted("NO_EMPTY_WAIT")) mbar_wait(empty + s * 8, phase ^ 1);
+      mbar_arrive_expect_tx(full + s * 8, planted("EXPECT_TX_TOO_SMALL") ? HOPPER_TILE : HOPPER_STAGE);
+      tma_load_2d(base + s * HOPPER_STAGE, &map_a, full + s * 8, step * 64, m0);
+      tma_load_2d(base + s * HOPPER_STAGE + HOPPER_TILE, &map_w, full + s * 8, step * 64, n0);
+    }
+    return;
+  }
+  float d[32];
+  for (int i = 0; i < 32; i++) d[i] = 0;
+  const int t = threadIdx.x & 127, lane = t & 31;
+  for (int step = 0; step < steps; step++) {
+    int s = step % HOPPER_STAGES, phase = step / HOPPER_STAGES & 1;
+    if (!planted("NO_FULL_WAIT")) mbar_wait(full + s * 8, phase);
+    const saddr a = base + s * HOPPER_STAGE, w = a + HOPPER_TILE;
+    if (!planted("NO_WGMMA_FENCE")) wgmma_fence();
+    for (int kk = 0; kk < 4; kk++) wgmma_m64n64k16(d, wgmma_desc_sw128(a + kk * 32), wgmma_desc_sw128(w + kk * 32), 1);
+    wgmma_commit();
+    if (planted("NO_WGMMA_WAIT") && step + 1 == steps) break;
+    if (planted("STAGE_FREED_EARLY") && t == 0) mbar_arrive(empty + s * 8);
+    wgmma_wait<0>();
+    if (!planted("STAGE_FREED_EARLY") && t == 0) mbar_arrive(empty + s * 8);
+  }
+  for (int j = 0; j < 8; j++)
+    for (int q = 0; q < 4; q++) {
+      int row = m0 + t / 32 * 16 + lane / 4 + q / 2 * 8, column = n0 + j * 8 + lane % 4 * 2 + q % 2;
+      if (row < m) out[(size_t)row * n + column] = d[j * 4 + q];
+    }
+}
+// operands written by ordinary stores: the tensor core sees them only after a proxy fence
+KERNEL(128, bug_stores, const half_t* a, const half_t* w, float* out) {
+  SMEM_DYN(smem);
+  const saddr sa = smem_addr(smem), sw = sa + HOPPER_TILE;
+  for (int i = threadIdx.x; i < 512; i += 128) {
+    int row = i / 8, chunk = i % 8, at = row * 128 + (chunk ^ (row & 7)) * 16;
+    st_shared_128(sa + at, ld_global_nc_128(a + i * 8));
+    st_shared_128(sw + at, ld_global_nc_128(w + i * 8));
+  }
+  if (!planted("NO_PROXY_FENCE")) fence_proxy_async();
+  sync_block();
+  float d[32];
+  for (int i = 0; i < 32; i++) d[i] = 0;
+  wgmma_fence();
+  for (int kk = 0; kk < 4; kk++) wgmma_m64n64k16(d, wgmma_desc_sw128(sa + kk * 32), wgmma_desc_sw128(sw + kk * 32), 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  for (int j = 0; j < 8; j++)
+    for (int q = 0; q < 4; q++) out[(warp * 16 + lane / 4 + q / 2 * 8) * 64 + j * 8 + lane % 4 * 2 + q % 2] = d[j * 4 + q];
+}
+
+static std::vector<double> product(const Guarded<half_t>& a, const Guarded<half_t>& w, int m, int n, int k) {
+  std::vector<double> x = widen16<F16>(a), y = widen16<F16>(w), ref((size_t)(m * n));
+  for (int i = 0; i < m; i++)
+    for (int j = 0; j < n; j++) {
+      double s = 0;
+      for (int e = 0; e < k; e++) s += x[(size_t)(i * k + e)] * y[(size_t)(j * k + e)];
+      ref[(size_t)(i * n + j)] = s;
+    }
+  return ref;
+}
+static TensorMap tensor_map(const Guarded<half_t>& t, int rows, int columns) {
+  TensorMap m{};
+  m.magic = TENSOR_MAP_MAGIC;
+  m.base = (uint64_t)t.data();
+  m.dim[0] = (uint64_t)columns;
+  m.dim[1] = (uint64_t)rows;
+  m.stride = (uint64_t)columns * 2;
+  m.box[0] = m.box[1] = 64;
+  m.element_bytes = 2;
+  m.swizzle = 3;
+  return m;
+}
+static const int hopper_cases[] = {
+    add_case("tma", [] {
+      const int m = 100, n = 64, k = 320;
+      Random random(case_seed);
+      Guarded<half_t> a(random.normals16<F16>(m * k), "a"), w(random.normals16<F16>(n * k), "w");
+      Guarded<float> out(m * n, "out");
+      TensorMap map_a = tensor_map(a, m, k), map_w = tensor_map(w, n, k);
+      launch(bug_tma, {1, 2}, {256}, HOPPER_STAGES * HOPPER_STAGE + HOPPER_STAGES * 16, std::ref(map_a), std::ref(map_w), out.data(), m, n, k);
+      std::vector<double> ref = product(a, w, m, n, k);
+      check_error("", widen32(out), ref, ref, f32_rounding(ref, 64));
+    }),
+    add_case("stores", [] {
+      Random random(case_seed);
+      Guarded<half_t> a(random.normals16<F16>(64 * 64), "a"), w(random.normals16<F16>(64 * 64), "w");
+      Guarded<float> out(64 * 64, "out");
+      launch(bug_stores, {1}, {128}, 2 * HOPPER_TILE, a.data(), w.data(), out.data());
+      std::vector<double> ref = product(a, w, 64, 64, 64);
+      check_error("", widen32(out), ref, ref, f32_rounding(ref, 64));
+    }),
+};

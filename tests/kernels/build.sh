@@ -1,0 +1,52 @@
+#!/bin/sh
+# Compiles one C++ test against the emulator.
+#
+#   tests/kernels/build.sh plain|asan|tsan SOURCE.cpp OUTPUT [more g++ flags, such as -DBUG_x]
+#
+#   plain  optimised; async modes, orders and guard bands find most bugs
+#   asan   AddressSanitizer and UBSan over kernel, test and emulator
+#   tsan   ThreadSanitizer over the kernel. The emulator itself is compiled without it: it announces the accesses that
+#          it makes for a kernel, and its own state must stay invisible (tests/emulator/README.md).
+#
+# The emulator's archive is kept beside OUTPUT, named by a hash of its sources, the flags and the compiler.
+# CXX (g++) and OPT (-O2) may be set.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+emulator=$here/../emulator
+mode=$1 output=$3
+source=$(cd "$(dirname "$2")" && pwd)/$(basename "$2") # absolute: tests find their fixtures by __FILE__
+shift 3
+cxx=${CXX:-g++}
+flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
+case $(uname -m) in x86_64) flags="$flags -mavx2 -mfma -mf16c" ;; esac
+case $mode in
+plain) emulator_flags=$flags ;;
+asan)
+    flags="$flags -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -DEMU_ASAN"
+    emulator_flags=$flags
+    ;;
+tsan)
+    emulator_flags="$flags -DEMU_TSAN"
+    flags="$flags -fsanitize=thread -DEMU_TSAN"
+    ;;
+*)
+    echo "build.sh: mode is plain, asan or tsan, not '$mode'" >&2
+    exit 2
+    ;;
+esac
+
+folder=$(dirname "$output")
+hash=$( (cat "$emulator"/*.h "$emulator"/*.cpp "$0"; echo "$emulator_flags"; $cxx --version) | sha256sum | cut -c1-16)
+archive=$folder/emulator-$mode-$hash.a
+if [ ! -f "$archive" ]; then
+    work=$(mktemp -d "$folder/emulator-XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    for file in "$emulator"/*.cpp; do
+        # shellcheck disable=SC2086 # flags are words
+        $cxx $emulator_flags -c "$file" -o "$work/$(basename "$file" .cpp).o"
+    done
+    ar rcs "$work/archive" "$work"/*.o
+    mv "$work/archive" "$archive" # at once, so that builds side by side do not see half of it
+fi
+# shellcheck disable=SC2086
+$cxx $flags "$@" "$source" "$archive" -o "$output"
