@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["error"]),
     ("tokenize", &["error", "model"]),
     ("backend", &["batch", "error", "model", "threads"]),
-    ("options", &["backend", "error"]),
+    ("options", &["backend", "error", "model"]),
     ("engine", &["backend", "batch", "error", "model", "options", "threads", "tokenize"]),
     ("lib", &["backend", "batch", "engine", "error", "model", "options", "threads", "tokenize"]),
     // the command is a user of the library like any other: it names `berthier::…` and its own rooms only
