@@ -301,10 +301,10 @@ fn columns() -> Vec<Column> {
         column("low", "from", 3),
         column("high", "to", 3),
         column("verdict", "verdict", 0),
-        column("cosine_min", "cos min", 6),
-        column("cosine_p01", "1 %", 6),
-        column("cosine_p50", "50 %", 6),
-        column("cosine_mean", "mean", 6),
+        column("cosine_min", "cos min", 8),
+        column("cosine_p01", "1 %", 8),
+        column("cosine_p50", "50 %", 8),
+        column("cosine_mean", "mean", 8),
         column("neighbours_kept", "kept", 4),
     ]
 }

@@ -68,7 +68,6 @@ impl TextFile {
 
     /// Lines without their ends, numbered from 1. An empty last line is none.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        // not str::lines alone: other separators inside a field are the field's
         self.text.lines().enumerate().map(|(i, line)| (i + 1, line))
     }
 
