@@ -329,21 +329,6 @@ fn stsb_matches_sentence_transformers() {
 }
 
 #[test]
-fn sts16_matches_sentence_transformers() {
-    let Some(found) = real(&["sts", "--sets", "sts16"], "sts") else { return };
-    for (subset, spearman, pearson) in [
-        ("plagiarism", 83.6036, 82.9518),
-        ("all", 78.9859, 77.9324),
-        ("mean", 81.3177, 80.2836),
-        ("weighted mean", 81.2136, 80.1761),
-    ] {
-        let row = row(&found, &[("set", "sts16"), ("subset", subset)]);
-        near(row, "cosine_spearman", spearman, 0.01);
-        near(row, "cosine_pearson", pearson, 0.01);
-    }
-}
-
-#[test]
 fn cr_matches_scikit_learn() {
     let Some(found) = real(&["senteval", "--sets", "cr"], "senteval") else { return };
     near(row(&found, &[("set", "cr")]), "accuracy", 82.7023, 0.5);
