@@ -92,6 +92,7 @@ fn minilm() -> ModelDesc {
         type_vocab_size: 2,
         layer_norm_eps: 1e-12,
         hidden_act: Activation::Gelu,
+        pooled_layers: 1,
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 256,

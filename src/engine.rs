@@ -133,7 +133,8 @@ impl Embedder {
     pub fn load(options: Options) -> Result<Self> {
         let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
         let model = model::open(&dir)?;
-        let desc = model.desc;
+        let mut desc = model.desc;
+        experiment(&options, &mut desc)?;
         let tokenizer = Tokenizer::load(&model.tokenizer)?;
 
         let max_seq_length = match options.max_seq_length {
@@ -514,6 +515,28 @@ impl std::fmt::Debug for Embedder {
             .field("dim", &self.dim())
             .finish_non_exhaustive()
     }
+}
+
+/// Puts what the options ask for in place of what the model says of pooling.
+fn experiment(options: &Options, desc: &mut ModelDesc) -> Result<()> {
+    if let Some(pooling) = &options.pooling {
+        let twice = pooling.iter().enumerate().any(|(i, mode)| pooling[..i].contains(mode));
+        if pooling.is_empty() || twice {
+            let message = format!("{pooling:?}: at least one mode, each once");
+            return Err(Error::InvalidOption { name: "pooling", message });
+        }
+        desc.pooling.clone_from(pooling);
+        desc.truncate_dim = None;
+    }
+    if let Some(layers) = options.pooled_layers {
+        let all = desc.num_hidden_layers;
+        if layers.get() > all {
+            let message = format!("{layers}: the model has {all} layers");
+            return Err(Error::InvalidOption { name: "pooled_layers", message });
+        }
+        desc.pooled_layers = layers.get();
+    }
+    Ok(())
 }
 
 /// x / max(‖x‖₂, 1e-12), with the sum in f64.

@@ -1,6 +1,8 @@
 //! The `berthier` command.
 
 mod cli;
+mod eval;
+mod search;
 
 fn main() -> std::process::ExitCode {
     cli::main()

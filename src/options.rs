@@ -2,6 +2,7 @@
 
 use crate::backend::Device;
 use crate::backend::cpu::Isa;
+use crate::model::Pooling;
 use std::num::NonZeroUsize;
 
 /// How to load a model. Everything but the model has a default.
@@ -16,6 +17,8 @@ pub struct Options {
     pub(crate) max_seq_length: Option<NonZeroUsize>,
     pub(crate) normalize: Normalize,
     pub(crate) truncate_dim: Option<NonZeroUsize>,
+    pub(crate) pooling: Option<Vec<Pooling>>,
+    pub(crate) pooled_layers: Option<NonZeroUsize>,
     pub(crate) prompt: Prompt,
 }
 
@@ -53,6 +56,8 @@ impl Options {
             max_seq_length: None,
             normalize: Normalize::default(),
             truncate_dim: None,
+            pooling: None,
+            pooled_layers: None,
             prompt: Prompt::Default,
         }
     }
@@ -105,6 +110,21 @@ impl Options {
     /// the shortened vector is not of unit length unless [`Normalize::Always`] is asked for.
     pub fn truncate_dim(mut self, dim: NonZeroUsize) -> Self {
         self.truncate_dim = Some(dim);
+        self
+    }
+
+    /// Other poolings than the model's, for experiments; several are concatenated, each once. The model was
+    /// trained with its own, so that these vectors are worse or, of a bare encoder, as good as it gets. What
+    /// the model says of `truncate_dim` then does not hold.
+    pub fn pooling(mut self, pooling: &[Pooling]) -> Self {
+        self.pooling = Some(pooling.to_vec());
+        self
+    }
+
+    /// Averages the token vectors of the last `layers` layers before they are pooled, for experiments.
+    /// Default: those of the last layer alone.
+    pub fn pooled_layers(mut self, layers: NonZeroUsize) -> Self {
+        self.pooled_layers = Some(layers);
         self
     }
 

@@ -13,19 +13,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["error"]),
     ("tokenize", &["error", "model"]),
     ("backend", &["batch", "error", "model", "threads"]),
-    ("options", &["backend", "error"]),
+    ("options", &["backend", "error", "model"]),
     ("engine", &["backend", "batch", "error", "model", "options", "threads", "tokenize"]),
     ("lib", &["backend", "batch", "engine", "error", "model", "options", "threads", "tokenize"]),
     // the command is a user of the library like any other: it names `berthier::…` and its own rooms only
-    ("cli", &[]),
-    ("main", &["cli"]),
+    ("cli", &["eval", "search"]),
+    // the maths of evaluation and exact search know neither the command nor, but for `Threads`, the library
+    ("eval", &[]),
+    ("search", &[]),
+    ("main", &["cli", "eval", "search"]),
 ];
 
 /// Devices do not know each other.
 const DEVICES: &[&str] = &["cpu", "cuda", "reference"];
 
 /// Where `unsafe` may stand.
-const UNSAFE: &[&str] = &["backend/cpu/", "backend/cuda/", "model/checkpoint.rs", "capi.rs"];
+const UNSAFE: &[&str] = &["backend/cpu/", "backend/cuda/", "model/checkpoint.rs", "cli/npy.rs", "capi.rs"];
 
 /// Where an instruction set may be named.
 const INTRINSICS: &[&str] = &["backend/cpu/x86_64/", "backend/cpu/aarch64/"];
@@ -180,6 +183,17 @@ fn rooms_import_only_what_they_may() {
         }
     }
     assert!(wrong.is_empty(), "imports against ARCHITECTURE.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn rooms_of_numbers_name_only_threads_of_the_library_and_no_files() {
+    for source in sources().iter().filter(|s| ["eval", "search"].contains(&s.room())) {
+        let named = source.paths_after("berthier::");
+        assert!(named.iter().all(|n| n == "Threads"), "{}: names {named:?}", source.path);
+        for foreign in ["std::fs", "std::io", "std::path", "serde", "clap"] {
+            assert!(!source.code.contains(foreign), "{}: names {foreign}", source.path);
+        }
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn desc(hidden: usize, heads: usize, intermediate: usize, layers: usize) -> Mode
         type_vocab_size: 2,
         layer_norm_eps: 1e-12,
         hidden_act: Activation::Gelu,
+        pooled_layers: 1,
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 128,
@@ -166,6 +167,42 @@ fn poolings_match_reference() {
             let desc = ModelDesc { pooling: pooling.clone(), ..desc(24, 3, 30, 1) };
             check(&desc, &[1, 2, 31, 9], normalize);
         }
+    }
+}
+
+#[test]
+fn averaged_layers_match_reference() {
+    let all = vec![Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen];
+    for pooled_layers in [1, 2, 4] {
+        let desc = ModelDesc { pooled_layers, pooling: all.clone(), ..desc(24, 3, 30, 4) };
+        check(&desc, &[1, 2, 31, 9], false);
+        check(&desc, &[1, 2, 31, 9], true);
+    }
+    // all threads share the steps of a long sequence
+    let desc = ModelDesc {
+        pooled_layers: 2,
+        max_position_embeddings: 700,
+        max_seq_length: 700,
+        ..desc(24, 3, 30, 2)
+    };
+    check(&desc, &[650, 3, 40], true);
+}
+
+#[test]
+fn averaged_layers_are_the_mean_of_shallower_models() {
+    // of poolings that are sums over tokens the average of each depth's vector is the pooled average
+    let desc = ModelDesc { pooling: vec![Pooling::Cls, Pooling::Mean], ..desc(24, 3, 30, 3) };
+    let seqs = sequences(&[7, 20], &desc);
+    let vectors = |pooled_layers: usize, depth: usize| {
+        let mut weights = Weights::random(&desc, 1);
+        weights.layers.truncate(depth);
+        let desc = ModelDesc { pooled_layers, num_hidden_layers: depth, ..desc.clone() };
+        let mut cpu = backend(Device::Cpu, &desc, &weights, 1, None);
+        run(&mut *cpu, batch(&[0, 1], &seqs, false), desc.dim())
+    };
+    let (two, last, before) = (vectors(2, 3), vectors(1, 3), vectors(1, 2));
+    for ((two, last), before) in two.iter().zip(last).zip(before) {
+        assert!((two - (last + before) / 2.0).abs() < TOLERANCE, "{two} {last} {before}");
     }
 }
 

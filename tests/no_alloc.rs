@@ -51,6 +51,7 @@ fn steady_state_allocates_nothing() {
         type_vocab_size: 1,
         layer_norm_eps: 1e-12,
         hidden_act: Activation::Gelu,
+        pooled_layers: 1,
         pooling: vec![Pooling::Mean, Pooling::Max],
         normalize: true,
         max_seq_length: 300,

@@ -91,7 +91,9 @@ impl Reference {
         }
         self.layernorm(&mut x, &self.embeddings_norm);
 
-        for layer in &self.layers {
+        let last = self.desc.pooled_layers;
+        let mut sum = vec![0f64; x.len()];
+        for (l, layer) in self.layers.iter().enumerate() {
             let (q, k, v) = (linear(&x, &layer.query), linear(&x, &layer.key), linear(&x, &layer.value));
             let context = self.attention(&q, &k, &v);
             let mut y = linear(&context, &layer.attention_output);
@@ -103,7 +105,11 @@ impl Reference {
             x = linear(&inner, &layer.output);
             add(&mut x, &y);
             self.layernorm(&mut x, &layer.output_norm);
+            if l + last >= self.layers.len() {
+                sum.iter_mut().zip(&x).for_each(|(sum, &x)| *sum += f64::from(x));
+            }
         }
+        x.iter_mut().zip(sum).for_each(|(x, sum)| *x = (sum / last as f64) as f32);
 
         let mut out: Vec<f32> = self.desc.pooling.iter().flat_map(|&p| pool(p, &x, h)).collect();
         if normalize {

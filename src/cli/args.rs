@@ -1,9 +1,12 @@
 //! The command's flags and their help.
 
 use super::bench::BenchArgs;
+use super::eval::EvalCommand;
 use super::input::Format as InputFormat;
 use super::output::{Dtype, Format as OutputFormat};
 use super::report::Failure;
+use super::search::SearchArgs;
+use super::similarity::SimilarityArgs;
 use berthier::backend::Device;
 use berthier::backend::cpu::Isa;
 use berthier::{Normalize, Options};
@@ -39,6 +42,13 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// How fast a model is on this machine
     Bench(BenchCommand),
+    /// How good a model's vectors are: the experiments of the Sentence-BERT literature
+    #[command(subcommand)]
+    Eval(EvalCommand),
+    /// How alike the two texts of each pair are
+    Similarity(SimilarityArgs),
+    /// The texts of a corpus that are most like a query
+    Search(SearchArgs),
 }
 
 /// Which model, and on what it runs.
@@ -145,6 +155,15 @@ pub(crate) struct EmbedArgs {
     #[arg(short, long, help_heading = OUTPUT)]
     pub(crate) quiet: bool,
 
+    #[command(flatten)]
+    pub(crate) vectors: VectorArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// What of the model's vectors is wanted.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct VectorArgs {
     /// Tokens after which a text is cut, special tokens and prompt included [default: the model's]
     #[arg(long, env = "BERTHIER_MAX_SEQ_LENGTH", help_heading = VECTORS, value_name = "N")]
     pub(crate) max_seq_length: Option<NonZeroUsize>,
@@ -163,18 +182,15 @@ pub(crate) struct EmbedArgs {
     /// One of the model's own prompts [default: the model's default prompt]
     #[arg(long, help_heading = VECTORS, value_name = "NAME")]
     pub(crate) prompt_name: Option<String>,
-
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
 }
 
-impl EmbedArgs {
+impl VectorArgs {
     /// The library's options for the model in `dir`.
     ///
     /// # Errors
     /// As [`ModelArgs::options`].
-    pub(crate) fn options(&self, dir: &Path) -> Result<Options, Failure> {
-        let mut options = self.model.options(dir)?.normalize(self.normalization());
+    pub(crate) fn options(&self, model: &ModelArgs, dir: &Path) -> Result<Options, Failure> {
+        let mut options = model.options(dir)?.normalize(self.normalization());
         if let Some(tokens) = self.max_seq_length {
             options = options.max_seq_length(tokens);
         }

@@ -96,7 +96,7 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<Outcome, Failure> {
 
 fn load(args: &EmbedArgs, report: &Report) -> Result<Embedder, Failure> {
     let dir = resolve(&args.model, report)?;
-    let embedder = Embedder::load(args.options(&dir)?)?;
+    let embedder = Embedder::load(args.vectors.options(&args.model, &dir)?)?;
     for warning in embedder.warnings() {
         report.warn(warning);
     }
@@ -111,7 +111,7 @@ fn fingerprint(
     inputs: &Inputs,
     plan: &Plan,
 ) -> Result<Fingerprint, Failure> {
-    let mut items = provenance::of(embedder, args.normalization(), args.model.isa_used())?;
+    let mut items = provenance::of(embedder, args.vectors.normalization(), args.model.isa_used())?;
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("output format", format!("{:?} {:?}", plan.format, plan.dtype));
     add("marks of cut rows", plan.mark_truncated.to_string());

@@ -7,13 +7,17 @@ mod args;
 mod bench;
 mod compute;
 mod embed;
+mod eval;
 mod fetch;
 mod info;
 mod input;
 mod journal;
+mod npy;
 mod output;
 mod provenance;
 mod report;
+mod search;
+mod similarity;
 
 use args::{Args, BenchCommand, Command, ModelArgs};
 use bench::{BenchError, What, costs};
@@ -40,6 +44,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Embed(args) => embed::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => measure(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Similarity(args) => similarity::run(args),
+        Command::Search(args) => search::run(args),
     };
     match result {
         Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ use super::report::Failure;
 use berthier::backend::cpu::Isa;
 use berthier::{Embedder, Normalize};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Configuration and tokenizer files are hashed; of larger ones size and time are taken.
@@ -21,10 +21,46 @@ pub(crate) fn of(
     isa: Option<Isa>,
 ) -> Result<Fingerprint, Failure> {
     let dir = embedder.model_dir();
+    let mut items = options(embedder, normalize, isa);
+    let mut add = |name: &str, value: String| items.insert(name.into(), value);
+    add("model directory", std::path::absolute(dir).unwrap_or_else(|_| dir.into()).display().to_string());
+    for file in files(dir).map_err(|e| Failure::io(dir.display(), &e))? {
+        let name = file.strip_prefix(dir).unwrap_or(&file).display().to_string();
+        let value = stamp(&file).map_err(|e| Failure::io(file.display(), &e))?;
+        add(&format!("model file {name}"), value);
+    }
+    Ok(items)
+}
+
+/// As [`of`], but the model by the content of its files alone: wherever it lies, however old.
+///
+/// # Errors
+/// A model file that can no longer be read.
+pub(crate) fn by_content(
+    embedder: &Embedder,
+    normalize: Normalize,
+    isa: Option<Isa>,
+) -> Result<Fingerprint, Failure> {
+    let dir = embedder.model_dir();
+    let mut hash = Sha256::new();
+    for file in files(dir).map_err(|e| Failure::io(dir.display(), &e))? {
+        let name = file.strip_prefix(dir).unwrap_or(&file).to_string_lossy().into_owned();
+        let content = sha256(&file).map_err(|e| Failure::io(file.display(), &e))?;
+        hash.update(format!("{name}\n{content}\n"));
+    }
+    let mut items = options(embedder, normalize, isa);
+    items.insert("model".into(), hex(&hash.finalize()));
+    // a developer's next build has the same version and may have other vectors
+    let program = std::env::current_exe().and_then(|path| sha256(&path));
+    items.insert("program".into(), program.map_err(|e| Failure::io("this program", &e))?);
+    Ok(items)
+}
+
+/// What a vector depends on besides text and model.
+fn options(embedder: &Embedder, normalize: Normalize, isa: Option<Isa>) -> Fingerprint {
     let mut items = Fingerprint::new();
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("berthier", env!("CARGO_PKG_VERSION").into());
-    add("model directory", std::path::absolute(dir).unwrap_or_else(|_| dir.into()).display().to_string());
     // without the number of threads, on which no vector depends
     add("device", embedder.device_name().split(',').next().unwrap_or_default().to_owned());
     add("instruction set", isa.map_or("none".into(), |isa| isa.to_string()));
@@ -32,12 +68,8 @@ pub(crate) fn of(
     add("components", embedder.dim().to_string());
     add("prompt", embedder.prompt().to_owned());
     add("normalise", format!("{normalize:?}").to_lowercase());
-    for file in files(dir).map_err(|e| Failure::io(dir.display(), &e))? {
-        let name = file.strip_prefix(dir).unwrap_or(&file).display().to_string();
-        let value = stamp(&file).map_err(|e| Failure::io(file.display(), &e))?;
-        add(&format!("model file {name}"), value);
-    }
-    Ok(items)
+    add("pooling", format!("{:?} of {} layers", embedder.model().pooling, embedder.model().pooled_layers));
+    items
 }
 
 /// The files of the directory and of its modules' folders that a model can be made of.
@@ -69,9 +101,23 @@ fn stamp(file: &Path) -> std::io::Result<String> {
         let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         return Ok(format!("{} bytes, mtime {changed:?}", metadata.len()));
     }
-    let mut hash = String::from("sha256 ");
-    for byte in Sha256::digest(std::fs::read(file)?) {
-        let _ = write!(hash, "{byte:02x}");
+    Ok(format!("sha256 {}", sha256(file)?))
+}
+
+/// SHA-256 of a file, in hexadecimal.
+pub(crate) fn sha256(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
     }
-    Ok(hash)
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

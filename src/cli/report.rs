@@ -31,6 +31,18 @@ impl Failure {
         Self::Error(message)
     }
 
+    /// An error of a row, by what `name` calls it; any other as it is.
+    pub(crate) fn at_row(error: berthier::Error, name: impl FnOnce(usize) -> Option<String>) -> Self {
+        let (row, message) = if let berthier::Error::Row { row, message } = &error {
+            (*row, message.clone())
+        } else if let berthier::Error::NonFinite { rows: bad } = &error {
+            (bad[0], "the vector is not finite (NaN or infinity in the weights, or an overflow)".into())
+        } else {
+            return error.into();
+        };
+        name(row).map_or_else(|| error.into(), |name| Self::Error(format!("{name}: {message}")))
+    }
+
     /// An error of reading or writing `what`.
     pub(crate) fn io(what: impl Display, error: &std::io::Error) -> Self {
         Self::Error(format!("{what}: {error}"))

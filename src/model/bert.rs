@@ -70,6 +70,7 @@ pub(super) fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<Mo
         type_vocab_size,
         layer_norm_eps,
         hidden_act,
+        pooled_layers: 1,
         pooling: vec![Pooling::Mean],
         normalize: false,
         max_seq_length: max_position_embeddings,

@@ -68,6 +68,9 @@ pub struct ModelDesc {
     pub layer_norm_eps: f32,
     /// Between the two feed-forward products.
     pub hidden_act: Activation,
+    /// How many of the last layers have their token vectors averaged before they are pooled, 1 to
+    /// `num_hidden_layers`. No model directory asks for more than 1; an experiment may.
+    pub pooled_layers: usize,
     /// How token vectors become one vector; several are concatenated in this order.
     pub pooling: Vec<Pooling>,
     /// Whether the module chain ends in `Normalize`.

@@ -42,7 +42,8 @@ impl Forward<'_> {
         let (x_stride, qkv_stride, inner_stride) = (ws.x_stride, ws.qkv_stride, ws.inner_stride);
 
         self.embed(team, tokens.clone(), &matrix_mut(&mut ws.x, m, h, x_stride));
-        for layer in &self.weights.layers {
+        let (layers, averaged) = (self.weights.layers.len(), self.desc.pooled_layers);
+        for (l, layer) in self.weights.layers.iter().enumerate() {
             let x = matrix(&ws.x, m, h, x_stride);
             gemm(kernels, team, x, &layer.qkv, None, false, &mut ws.wide, qkv_stride);
             let qkv = matrix(&ws.wide, m, 3 * h, qkv_stride);
@@ -58,9 +59,15 @@ impl Forward<'_> {
             let inner = matrix(&ws.wide, m, self.desc.intermediate_size, inner_stride);
             gemm(kernels, team, inner, &layer.output, None, true, &mut ws.x, x_stride);
             self.layernorm(team, &layer.output_norm, &matrix_mut(&mut ws.x, m, h, x_stride));
+            if averaged > 1 && l + averaged >= layers {
+                let x = matrix(&ws.x, m, h, x_stride);
+                let nth = l + averaged - layers + 1;
+                average(team, nth, averaged, x, &matrix_mut(&mut ws.sum, m, h, x_stride));
+            }
         }
 
-        let x = matrix(&ws.x, m, h, x_stride);
+        let token_vectors = if averaged > 1 { &ws.sum } else { &ws.x };
+        let x = matrix(token_vectors, m, h, x_stride);
         team.for_each(seqs.len(), |i| {
             let seq = self.batch.seq(seqs.start + i);
             // SAFETY: one call for each row, which the caller leaves to us
@@ -144,6 +151,22 @@ impl Forward<'_> {
             unsafe { self.kernels.gemm(p, &values, 0..rows, 0..value_panels, epilogue, &out) };
         }
     }
+}
+
+/// Adds the `nth` of `count` matrices to their sum, row by row; the last makes it their mean. An experiment's
+/// need, so plain loops do.
+fn average(team: Team<'_>, nth: usize, count: usize, x: Matrix<'_>, sum: &SharedMut<'_>) {
+    each_row(team, sum, |i, row| {
+        let x = x.row(i);
+        if nth == 1 {
+            row.copy_from_slice(x);
+        } else {
+            row.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        }
+        if nth == count {
+            row.iter_mut().for_each(|sum| *sum /= count as f32);
+        }
+    });
 }
 
 /// Rows that a thread takes at a time.

@@ -524,6 +524,7 @@ fn tiles_fit_the_cache_within_limits() {
         type_vocab_size: 2,
         layer_norm_eps: 1e-12,
         hidden_act: Activation::Gelu,
+        pooled_layers: 1,
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 256,

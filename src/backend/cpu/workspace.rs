@@ -24,6 +24,9 @@ pub(super) struct Workspace {
     pub(super) wide: Buffer,
     pub(super) qkv_stride: usize,
     pub(super) inner_stride: usize,
+    /// Where several layers are averaged, the sum of their outputs, `[tokens, hidden]`, rows as in `x`;
+    /// else empty
+    pub(super) sum: Buffer,
 }
 
 impl Workspace {
@@ -39,13 +42,15 @@ impl Workspace {
             wide: Buffer::zeroed(tokens * qkv_stride.max(inner_stride)),
             qkv_stride,
             inner_stride,
+            sum: Buffer::zeroed(if desc.pooled_layers > 1 { tokens * x_stride } else { 0 }),
         }
     }
 
     /// Bytes of activations of one token.
     pub(super) fn token_bytes(desc: &ModelDesc) -> usize {
         let wide = row_stride(3 * desc.hidden_size).max(row_stride(desc.intermediate_size));
-        4 * (2 * row_stride(desc.hidden_size) + wide)
+        let narrow = if desc.pooled_layers > 1 { 3 } else { 2 };
+        4 * (narrow * row_stride(desc.hidden_size) + wide)
     }
 
     /// Tokens that it holds.
@@ -54,7 +59,7 @@ impl Workspace {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.x.len() + self.context.len() + self.wide.len())
+        4 * (self.x.len() + self.context.len() + self.wide.len() + self.sum.len())
     }
 }
 

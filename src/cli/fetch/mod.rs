@@ -9,6 +9,7 @@ mod pypi;
 #[cfg(all(test, unix))]
 mod tests;
 
+use super::provenance::sha256;
 use berthier::model::locate::{self, DEFAULT_MODEL};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -205,6 +206,11 @@ fn user_cache(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     env("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".cache")))
 }
 
+/// Berthier's own cache; `None` without a home directory.
+pub(crate) fn cache() -> Option<PathBuf> {
+    cache_dir(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+}
+
 /// Where Berthier keeps the model `repo`.
 fn cached_model(cache: &Path, repo: &str) -> PathBuf {
     cache.join("models").join(repo)
@@ -272,20 +278,4 @@ fn sweep(tmp: &Path) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-}
-
-/// SHA-256 of a file, in hexadecimal.
-fn sha256(path: &Path) -> io::Result<String> {
-    use sha2::{Digest, Sha256};
-    use std::io::Read;
-    let mut file = fs::File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
