@@ -5,8 +5,10 @@ use berthier::Threads;
 use berthier::backend::cpu::Isa;
 use berthier::backend::{Backend, BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
-use berthier::model::{Activation, Family, ModelDesc, Pooling, Tensor, Weights};
-use std::collections::BTreeMap;
+use berthier::model::{
+    Activation, AttentionBias, Dense, Family, LayerGroups, LayerWeights, ModelDesc, Module, Pooling,
+    Positions, Tensor, Weights,
+};
 use std::num::NonZeroUsize;
 
 /// Of a component, times the largest component of all vectors (at least 1): f32 sums of up to 1536 products
@@ -28,10 +30,7 @@ fn desc(hidden: usize, heads: usize, intermediate: usize, layers: usize) -> Mode
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 128,
-        prompts: BTreeMap::new(),
-        default_prompt_name: None,
-        include_prompt: true,
-        truncate_dim: None,
+        ..ModelDesc::default()
     }
 }
 
@@ -147,6 +146,7 @@ fn activations_match_reference() {
         Activation::Relu,
         Activation::Silu,
         Activation::Tanh,
+        Activation::Sigmoid,
     ] {
         let desc = ModelDesc { hidden_act, ..desc(40, 5, 61, 2) };
         check(&desc, &[3, 1, 20], true);
@@ -160,12 +160,49 @@ fn poolings_match_reference() {
         vec![Pooling::Max],
         vec![Pooling::Mean],
         vec![Pooling::MeanSqrtLen],
+        vec![Pooling::WeightedMean],
+        vec![Pooling::LastToken],
         vec![Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen],
     ] {
         for normalize in [false, true] {
             let desc = ModelDesc { pooling: pooling.clone(), ..desc(24, 3, 30, 1) };
             check(&desc, &[1, 2, 31, 9], normalize);
         }
+    }
+}
+
+#[test]
+fn modules_match_reference() {
+    let dense = |out_features, activation, bias, use_residual| {
+        Module::Dense(Dense { out_features, bias, activation, use_residual })
+    };
+    for modules in [
+        vec![dense(24, Some(Activation::Tanh), true, false)],
+        vec![dense(24, Some(Activation::Gelu), false, true), Module::LayerNorm],
+        vec![Module::Normalize, dense(65, None, true, true), dense(7, Some(Activation::Sigmoid), true, true)],
+        vec![Module::LayerNorm, Module::Normalize, Module::LayerNorm],
+    ] {
+        for normalize in [false, true] {
+            check(&ModelDesc { modules: modules.clone(), ..desc(24, 3, 30, 1) }, &[1, 2, 31, 9], normalize);
+        }
+    }
+}
+
+#[test]
+fn families_match_reference() {
+    let seqlens = [1, 2, 31, 49, 120];
+    let bias = ModelDesc { attention_bias: AttentionBias::RelativeBuckets, ..desc(24, 3, 30, 2) };
+    check(&bias, &seqlens, true);
+    let padded = ModelDesc { positions: Positions::AfterPadding { pad: 3 }, ..desc(24, 3, 30, 2) };
+    check(&padded, &seqlens, true);
+    check(&ModelDesc { type_vocab_size: 0, ..desc(24, 3, 30, 2) }, &seqlens, true);
+    // narrower and far wider than the layers
+    for embedding_size in [7, 24, 200] {
+        check(&ModelDesc { embedding_size: Some(embedding_size), ..desc(24, 3, 30, 1) }, &seqlens, true);
+    }
+    for (groups, inner) in [(1, 1), (2, 1), (2, 2), (3, 1)] {
+        let layer_weights = LayerWeights::Shared(LayerGroups { groups, inner });
+        check(&ModelDesc { layer_weights, ..desc(24, 3, 30, 3) }, &seqlens, true);
     }
 }
 

@@ -57,8 +57,8 @@ fn assert_rows(what: &Path, embedder: &Embedder, golden: &Golden, rows: &[usize]
     println!("{name}: {}: {} rows within {worst:.1e}", embedder.device_name(), rows.len());
 }
 
-fn tiny(device: Device, isa: Option<Isa>) {
-    for folder in golden::folders("tiny") {
+fn small(models: &str, device: Device, isa: Option<Isa>) {
+    for folder in golden::folders(models) {
         let golden = Golden::read(&folder);
         let embedder = load(&folder.join("model"), device, isa);
         let rows: Vec<usize> = (0..golden.rows.len()).collect();
@@ -68,13 +68,25 @@ fn tiny(device: Device, isa: Option<Isa>) {
 
 #[test]
 fn tiny_models_match_reference_on_reference() {
-    tiny(Device::Reference, None);
+    small("tiny", Device::Reference, None);
+}
+
+#[test]
+fn families_match_reference_on_reference() {
+    small("families", Device::Reference, None);
 }
 
 #[test]
 fn tiny_models_match_reference_on_cpu() {
     for isa in Isa::available() {
-        tiny(Device::Cpu, Some(isa));
+        small("tiny", Device::Cpu, Some(isa));
+    }
+}
+
+#[test]
+fn families_match_reference_on_cpu() {
+    for isa in Isa::available() {
+        small("families", Device::Cpu, Some(isa));
     }
 }
 
@@ -102,9 +114,12 @@ fn minilm_matches_reference_on_cpu() {
 /// `embed_ids` with the reference's ids gives the reference's vectors: no tokenizer in between.
 #[test]
 fn ids_of_the_reference_give_its_vectors() {
-    for folder in golden::folders("tiny") {
+    for folder in golden::folders("tiny").into_iter().chain(golden::folders("families")) {
         let golden = Golden::read(&folder);
         let embedder = load(&folder.join("model"), Device::Cpu, None);
+        if !embedder.model().include_prompt {
+            continue; // ids do not say which of them are the prompt
+        }
         let mut ids = Vec::new();
         let mut offsets = vec![0];
         for row in &golden.rows {

@@ -4,9 +4,8 @@
 use berthier::Threads;
 use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
-use berthier::model::{Activation, Family, ModelDesc, Pooling, Weights};
+use berthier::model::{Activation, AttentionBias, Dense, Family, ModelDesc, Module, Pooling, Weights};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -52,12 +51,20 @@ fn steady_state_allocates_nothing() {
         layer_norm_eps: 1e-12,
         hidden_act: Activation::Gelu,
         pooling: vec![Pooling::Mean, Pooling::Max],
+        attention_bias: AttentionBias::RelativeBuckets,
+        embedding_size: Some(20),
+        modules: vec![
+            Module::Dense(Dense {
+                out_features: 100,
+                bias: true,
+                activation: Some(Activation::Tanh),
+                use_residual: true,
+            }),
+            Module::LayerNorm,
+        ],
         normalize: true,
         max_seq_length: 300,
-        prompts: BTreeMap::new(),
-        default_prompt_name: None,
-        include_prompt: true,
-        truncate_dim: None,
+        ..ModelDesc::default()
     };
     let weights = Weights::random(&desc, 3);
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();

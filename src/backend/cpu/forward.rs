@@ -5,13 +5,14 @@
 //! depends on how the step is cut.
 #![allow(unsafe_code, reason = "threads write rows of one matrix")]
 
+use super::buffer::Buffer;
 use super::gemm::{Matrix, SharedMut, gemm, pack_keys, pack_values};
 use super::kernels::{Epilogue, Kernels};
 use super::team::Team;
-use super::weights::{Norm, Packed};
+use super::weights::{Module, Norm, Packed, Residual};
 use super::workspace::{HeadScratch, Pool, Workspace, matrix, matrix_mut, row_stride};
 use crate::batch::PackedBatch;
-use crate::model::ModelDesc;
+use crate::model::{self, AttentionBias, ModelDesc};
 use std::ops::Range;
 
 /// What every tile reads.
@@ -41,8 +42,16 @@ impl Forward<'_> {
         assert!(m <= ws.tokens(), "a tile of {m} tokens in a workspace for {}", ws.tokens());
         let (x_stride, qkv_stride, inner_stride) = (ws.x_stride, ws.qkv_stride, ws.inner_stride);
 
-        self.embed(team, tokens.clone(), &matrix_mut(&mut ws.x, m, h, x_stride));
-        for layer in &self.weights.layers {
+        match (&self.weights.embeddings_projection, self.desc.embedding_width()) {
+            (None, _) => self.embed(team, tokens.clone(), &matrix_mut(&mut ws.x, m, h, x_stride)),
+            (Some(projection), e) => {
+                let stride = ws.embedding_stride;
+                self.embed(team, tokens.clone(), &matrix_mut(&mut ws.wide, m, e, stride));
+                let narrow = matrix(&ws.wide, m, e, stride);
+                gemm(kernels, team, narrow, projection, None, false, &mut ws.x, x_stride);
+            }
+        }
+        for layer in self.weights.layer_order.iter().map(|&l| &self.weights.layers[l]) {
             let x = matrix(&ws.x, m, h, x_stride);
             gemm(kernels, team, x, &layer.qkv, None, false, &mut ws.wide, qkv_stride);
             let qkv = matrix(&ws.wide, m, 3 * h, qkv_stride);
@@ -61,26 +70,87 @@ impl Forward<'_> {
         }
 
         let x = matrix(&ws.x, m, h, x_stride);
-        team.for_each(seqs.len(), |i| {
+        let pool = |i: usize, vector: &mut [f32]| {
             let seq = self.batch.seq(seqs.start + i);
-            // SAFETY: one call for each row, which the caller leaves to us
-            let vector = unsafe { out.row(seqs.start + i) };
+            let x = x.part(seq.start - tokens.start, seq.len(), 0, h);
             for (&pooling, part) in self.desc.pooling.iter().zip(vector.chunks_exact_mut(h)) {
-                kernels.pool(pooling, x.part(seq.start - tokens.start, seq.len(), 0, h), part);
+                kernels.pool(pooling, x, self.batch.skip_tokens, part);
             }
+        };
+        let finish = |vector: &mut [f32]| {
             if self.batch.normalize {
                 kernels.l2_normalize(vector);
             }
+        };
+        if self.weights.modules.is_empty() {
+            team.for_each(seqs.len(), |i| {
+                // SAFETY: one call for each row, which the caller leaves to us
+                let vector = unsafe { out.row(seqs.start + i) };
+                pool(i, vector);
+                finish(vector);
+            });
+            return;
+        }
+        let (width, stride) = (self.desc.pooled_dim(), ws.pooled_stride);
+        each_row(team, &matrix_mut(&mut ws.pooled[0], seqs.len(), width, stride), pool);
+        let vectors = self.modules(team, &mut ws.pooled, seqs.len(), width, stride);
+        team.for_each(seqs.len(), |i| {
+            // SAFETY: one call for each row, which the caller leaves to us
+            let vector = unsafe { out.row(seqs.start + i) };
+            vector.copy_from_slice(vectors.row(i));
+            finish(vector);
         });
+    }
+
+    /// Takes `rows` vectors of `width` in the first buffer through the modules behind the pooling.
+    fn modules<'b>(
+        &self,
+        team: Team<'_>,
+        buffers: &'b mut [Buffer; 2],
+        rows: usize,
+        mut width: usize,
+        stride: usize,
+    ) -> Matrix<'b> {
+        let kernels = self.kernels;
+        let [mut x, mut y] = buffers.each_mut();
+        for module in &self.weights.modules {
+            match module {
+                Module::Dense(dense) => {
+                    let input = matrix(x, rows, width, stride);
+                    gemm(kernels, team, input, &dense.linear, dense.activation, false, y, stride);
+                    match &dense.residual {
+                        Residual::None => {}
+                        Residual::Input => each_row(team, &matrix_mut(y, rows, width, stride), |i, row| {
+                            row.iter_mut().zip(input.row(i)).for_each(|(y, x)| *y += x);
+                        }),
+                        Residual::Projected(linear) => {
+                            gemm(kernels, team, input, linear, None, true, y, stride);
+                        }
+                    }
+                    width = dense.out_features;
+                    std::mem::swap(&mut x, &mut y);
+                }
+                Module::LayerNorm(norm) => {
+                    each_row(team, &matrix_mut(x, rows, width, stride), |_, row| {
+                        kernels.layernorm(row, &norm.weight, &norm.bias, model::Module::LAYER_NORM_EPS);
+                    });
+                }
+                Module::Normalize => {
+                    let x = matrix_mut(x, rows, width, stride);
+                    each_row(team, &x, |_, row| kernels.l2_normalize(row));
+                }
+            }
+        }
+        matrix(x, rows, width, stride)
     }
 
     /// x = layernorm(word + position + type), row by row.
     fn embed(&self, team: Team<'_>, tokens: Range<usize>, x: &SharedMut<'_>) {
-        let h = self.desc.hidden_size;
+        let e = self.desc.embedding_width();
         let norm = &self.weights.embeddings_norm;
         each_row(team, x, |i, row| {
             let t = tokens.start + i;
-            let at = |i: u32| i as usize * h..(i as usize + 1) * h;
+            let at = |i: u32| i as usize * e..(i as usize + 1) * e;
             self.weights.word.read_f32(at(self.batch.ids[t]).start, row);
             let position = &self.weights.position[at(self.batch.positions[t])];
             let token_type = &self.weights.token_type[at(self.batch.type_ids[t])];
@@ -94,7 +164,7 @@ impl Forward<'_> {
         each_row(team, x, |_, row| self.kernels.layernorm(row, &norm.weight, &norm.bias, eps));
     }
 
-    /// context = softmax(Q Kᵀ) V for each sequence and head.
+    /// context = softmax(Q Kᵀ + bias) V for each sequence and head.
     fn attention(&self, team: Team<'_>, seqs: Range<usize>, qkv: Matrix<'_>, context: &SharedMut<'_>) {
         let heads = self.desc.num_attention_heads;
         let first = self.batch.seq(seqs.start).start;
@@ -126,6 +196,13 @@ impl Forward<'_> {
         let values = pack_values(values, nr, &mut scratch.values);
         let (panels, value_panels) = (keys.n / nr, d.div_ceil(nr));
         let stride = row_stride(keys.n);
+        let longest = self.desc.longest_sequence();
+        let bias: &[f32] = match self.desc.attention_bias {
+            AttentionBias::None => &[],
+            AttentionBias::RelativeBuckets => {
+                &self.weights.attention_bias[head * (2 * longest - 1)..][..2 * longest - 1]
+            }
+        };
 
         let block = HeadScratch::query_rows(seqlen);
         for first in (0..seqlen).step_by(block) {
@@ -134,7 +211,12 @@ impl Forward<'_> {
             let scores = SharedMut::new(&mut scratch.scores, rows, keys.n, stride);
             // SAFETY: the scores are this thread's scratch
             unsafe { self.kernels.gemm(q, &keys, 0..rows, 0..panels, Epilogue::None, &scores) };
-            for (scores, scale) in scratch.scores.chunks_mut(stride).zip(&mut scratch.scales[..rows]) {
+            let scores = scratch.scores.chunks_mut(stride).zip(&mut scratch.scales[..rows]);
+            for (query, (scores, scale)) in (first..).zip(scores) {
+                if !bias.is_empty() {
+                    // from the key 0, `query` tokens before the query, on
+                    self.kernels.add(&mut scores[..seqlen], &bias[longest - 1 - query..][..seqlen]);
+                }
                 *scale = 1.0 / self.kernels.softmax(&mut scores[..keys.n], seqlen);
             }
             let p = Matrix::new(&scratch.scores, rows, seqlen, stride);
