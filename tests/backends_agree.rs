@@ -6,8 +6,8 @@ use berthier::backend::cpu::Isa;
 use berthier::backend::{Backend, BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
-    Activation, AttentionBias, Dense, Family, LayerGroups, LayerWeights, ModelDesc, Module, Pooling,
-    Positions, Tensor, Weights,
+    Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, LayerGroups, LayerWeights,
+    ModelDesc, Module, Norms, Pooling, Positions, Tensor, Weights,
 };
 use std::num::NonZeroUsize;
 
@@ -199,6 +199,18 @@ fn families_match_reference() {
     // narrower and far wider than the layers
     for embedding_size in [7, 24, 200] {
         check(&ModelDesc { embedding_size: Some(embedding_size), ..desc(24, 3, 30, 1) }, &seqlens, true);
+    }
+    let norms = ModelDesc { norms: Norms::Pre, ..desc(24, 3, 30, 2) };
+    check(&norms, &seqlens, true);
+    check(&ModelDesc { feed_forward: FeedForward::Gated, ..desc(24, 3, 37, 2) }, &seqlens, true);
+    let positions = Positions::Rotary { global_base: 160_000.0, local_base: 10_000.0 };
+    check(&ModelDesc { positions, ..desc(24, 3, 30, 2) }, &seqlens, true);
+    for reach in [0, 1, 7, 40, 500] {
+        let attention_span = AttentionSpan::Mixed { reach, local: vec![true, false, true] };
+        let feed_forward = FeedForward::Gated;
+        let local =
+            ModelDesc { attention_span, positions, feed_forward, type_vocab_size: 0, ..desc(40, 2, 30, 3) };
+        check(&ModelDesc { norms: Norms::Pre, ..local }, &seqlens, true);
     }
     for (groups, inner) in [(1, 1), (2, 1), (2, 2), (3, 1)] {
         let layer_weights = LayerWeights::Shared(LayerGroups { groups, inner });

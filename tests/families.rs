@@ -6,7 +6,7 @@
 mod golden;
 
 use berthier::Error;
-use berthier::model::{self, ModelDesc};
+use berthier::model::{self, ModelDesc, Positions};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,22 +14,34 @@ use std::path::Path;
 
 /// Keys of `config.json` that say nothing of what an encoder computes: training, heads, other libraries, what the
 /// decoder would have. `sinusoidal_pos_embds` says how a table began that is in the checkpoint.
-const INERT: [&str; 23] = [
+const INERT: [&str; 35] = [
     "add_cross_attention",
     "architectures",
     "attention_dropout",
     "attention_probs_dropout_prob",
     "bos_token_id",
+    "classifier_activation",
+    "classifier_bias",
     "classifier_dropout",
     "classifier_dropout_prob",
+    "classifier_pooling",
+    "cls_token_id",
+    "decoder_bias",
+    "deterministic_flash_attn",
     "dropout",
     "dtype",
+    "embedding_dropout",
     "eos_token_id",
     "hidden_dropout_prob",
+    "initializer_cutoff_factor",
     "initializer_range",
+    "mlp_dropout",
     "qa_dropout",
+    "sep_token_id",
     "seq_classif_dropout",
     "sinusoidal_pos_embds",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
     "summary_activation",
     "summary_last_dropout",
     "summary_type",
@@ -64,7 +76,8 @@ fn others(value: &Value) -> Vec<Value> {
     let mut others = vec![json!("not implemented"), json!(-3), json!(0.25), json!([7])];
     match value {
         Value::Bool(b) => others.push((!b).into()),
-        Value::Number(n) => others.extend(n.as_u64().map(|n| (n + 1).into())),
+        // by two: of a window of local attention, the half counts
+        Value::Number(n) => others.extend(n.as_u64().map(|n| (n + 2).into())),
         Value::String(_) => others.extend(["gelu", "relu", "max", "t5"].map(Value::from)),
         Value::Null | Value::Array(_) | Value::Object(_) => {}
     }
@@ -111,9 +124,14 @@ impl File<'_> {
                     // a size that the tensors contradict
                     Err(Error::TensorShape { .. } | Error::TensorMissing { .. }) => {}
                     Err(Error::Config { message: what, .. } | Error::Unsupported { what, .. }) => {
-                        // a width that the heads, or the next module, no longer fit
-                        let widths = ["a divisor of", "the width of its input"];
-                        let named = what.contains(key.as_str()) || widths.iter().any(|w| what.contains(w));
+                        // a size that another key, or the next module, no longer fits
+                        let sizes = [
+                            "a divisor of",
+                            "the width of its input",
+                            "heads of an even size",
+                            "one for each layer",
+                        ];
+                        let named = what.contains(key.as_str()) || sizes.iter().any(|w| what.contains(w));
                         assert!(named, "{place}: {what}");
                     }
                     Err(error) => panic!("{place}: {other}: {error}"),
@@ -176,6 +194,43 @@ fn rule_27_positions_count_from_behind_the_padding() {
 }
 
 #[test]
+fn modernbert_keys_of_old_and_new_are_read_and_others_refused() {
+    let dir = fixture("modernbert");
+    let config = dir.path().join("config.json");
+    let desc = model::open(dir.path()).unwrap().desc;
+    assert_eq!((desc.reach(0), desc.reach(1), desc.reach(2), desc.reach(3)), (None, Some(8), Some(8), None));
+    let old = model::open(fixture("modernbert-old-keys").path()).unwrap().desc;
+    assert_eq!(old.positions, Positions::Rotary { global_base: 5000.0, local_base: 300.0 });
+    assert_eq!((old.reach(0), old.reach(1), old.reach(2), old.reach(3)), (None, Some(3), None, Some(3)));
+
+    let whole = read(&config);
+    for (key, value, named) in [
+        ("norm_bias", json!(true), "norm_bias"),
+        ("attention_bias", json!(true), "attention_bias"),
+        ("mlp_bias", json!(true), "mlp_bias"),
+        ("rope_scaling", json!({"type": "linear"}), "rope_scaling"),
+        ("local_rope_theta", json!(null), "local_rope_theta"),
+        ("rope_parameters", json!({"full_attention": {"rope_type": "yarn"}}), "rope_type"),
+        ("rope_parameters", json!({"full_attention": {"factor": 2}}), "factor"),
+        ("rope_parameters", json!({"rope_theta": 1e4}), "rope_theta"),
+        ("rope_parameters", json!({"full_attention": {"rope_theta": 0}}), "rope_theta"),
+        ("layer_types", json!(["full_attention"]), "layer_types"),
+        (
+            "layer_types",
+            json!(["full_attention", "full_attention", "full_attention", "chunked"]),
+            "layer_types",
+        ),
+        ("num_attention_heads", json!(32), "num_attention_heads"), // heads of size 1
+        ("num_hidden_layers", json!(i32::MAX), "num_hidden_layers"),
+    ] {
+        edit(&config, |keys| drop(keys.insert(key.into(), value)));
+        let error = model::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(named), "{key}: {error}");
+        edit(&config, |keys| *keys = whole.clone());
+    }
+}
+
+#[test]
 fn each_key_of_each_config_is_honoured_refused_or_changes_nothing() {
     let mut families = BTreeSet::new();
     for folder in golden::folders("families") {
@@ -190,7 +245,7 @@ fn each_key_of_each_config_is_honoured_refused_or_changes_nothing() {
         families.insert(family);
     }
     println!("families: {families:?}");
-    assert!(families.len() >= 8, "{families:?}");
+    assert!(families.len() >= 9, "{families:?}");
 }
 
 #[test]

@@ -4,7 +4,10 @@
 use berthier::Threads;
 use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
-use berthier::model::{Activation, AttentionBias, Dense, Family, ModelDesc, Module, Pooling, Weights};
+use berthier::model::{
+    Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, ModelDesc, Module, Norms, Pooling,
+    Positions, Weights,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -39,7 +42,7 @@ static ALLOCATOR: Counting = Counting;
 // the only test of this file: another one, running beside it, would be counted too
 #[test]
 fn steady_state_allocates_nothing() {
-    let desc = ModelDesc {
+    let bert = ModelDesc {
         family: Family::Bert,
         vocab_size: 50,
         hidden_size: 40,
@@ -66,10 +69,24 @@ fn steady_state_allocates_nothing() {
         max_seq_length: 300,
         ..ModelDesc::default()
     };
-    let weights = Weights::random(&desc, 3);
+    // what the families differ in, apart from what is above
+    let modern = ModelDesc {
+        attention_bias: AttentionBias::None,
+        positions: Positions::Rotary { global_base: 1e5, local_base: 1e4 },
+        attention_span: AttentionSpan::Mixed { reach: 20, local: vec![false, true] },
+        feed_forward: FeedForward::Gated,
+        norms: Norms::Pre,
+        ..bert.clone()
+    };
+    check(&bert);
+    check(&modern);
+}
+
+fn check(desc: &ModelDesc) {
+    let weights = Weights::random(desc, 3);
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
     let options = BackendOptions { threads, max_tokens: 2000, isa: None };
-    let mut backend = open(Device::Cpu, &desc, &weights, &options).unwrap();
+    let mut backend = open(Device::Cpu, desc, &weights, &options).unwrap();
 
     let mut batch = PackedBatch { normalize: true, ..PackedBatch::default() };
     let mut out = vec![0f32; 64 * desc.dim()];

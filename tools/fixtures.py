@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import struct
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,7 @@ import sentence_transformers
 import tokenizers
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling, Transformer
@@ -45,8 +46,10 @@ from transformers import (
     DistilBertConfig,
     DistilBertTokenizer,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     MPNetTokenizer,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaTokenizer,
     XLMRobertaConfig,
@@ -647,13 +650,87 @@ def unigram_pieces(size):
     return [(p, round(math.log(counts[p] / total), 4)) for p in pieces]
 
 
+def charsmap(pairs):
+    """A character map as sentencepiece compiles it: a trie (double array, of the kind of darts-clone) of UTF-8 bytes
+    and, behind it, what the characters become."""
+    blob, trie = b"", {}
+    for key, value in sorted(pairs.items()):
+        node = trie
+        for byte in key.encode():
+            node = node.setdefault(byte, {})
+        node[0] = len(blob)
+        blob += value.encode() + b"\0"
+    units, free = {0: 0}, lambda at: at not in units
+
+    def place(at, node):
+        base = next(b for b in range(1, 1 << 20) if all(free(b ^ label) for label in node))
+        units[at] |= (at ^ base) << 10 | (0 in node) << 8
+        for label, child in node.items():
+            units[base ^ label] = child | 1 << 31 if label == 0 else label
+        for label, child in node.items():
+            if label:
+                place(base ^ label, child)
+
+    place(0, trie)
+    size = max(units) // 256 * 256 + 256
+    array = struct.pack(f"<{size}I", *(units.get(i, 0) for i in range(size)))
+    return struct.pack("<I", len(array)) + array + blob
+
+
 def specials(*names):
     return [(name, 0.0) for name in names]
+
+
+def modernberts():
+    """Two of them, whose texts are far longer than the local attention reaches."""
+    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    tok = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tok.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    tok.train_from_iterator(FAMILY_TEXTS, tokenizers.trainers.BpeTrainer(
+        vocab_size=290, special_tokens=names, initial_alphabet=alphabet, show_progress=False))
+    tok.normalizer = tokenizers.normalizers.NFC()
+    tok.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tok, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+        mask_token="[MASK]", model_max_length=100)
+    common = {"vocab_size": 290, "max_position_embeddings": 100, "pad_token_id": 3, "cls_token_id": 1, "sep_token_id": 2,
+              "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 4}
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0}}
+    return {
+        "modernbert": (
+            ModernBertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=27, local_attention=16, **common),
+            tokenizer,
+        ),
+        "modernbert-old-keys": (
+            ModernBertConfig(hidden_size=24, num_attention_heads=1, intermediate_size=20, local_attention=7,
+                             rope_parameters=rope, global_attn_every_n_layers=2, **common),
+            tokenizer,
+        ),
+    }
+
+
+def old_modernbert(directory):
+    """With the keys of transformers 4, and as a task model's checkpoint."""
+    config = json.loads((directory / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    del config["layer_types"]
+    config.update({
+        "global_rope_theta": rope["full_attention"]["rope_theta"],
+        "local_rope_theta": rope["sliding_attention"]["rope_theta"],
+        "global_attn_every_n_layers": 2,
+    })
+    dump(directory / "config.json", config)
+    state = load_file(directory / "model.safetensors")
+    save_file({"model." + k: v for k, v in state.items()}, directory / "model.safetensors", {"format": "pt"})
 
 
 def families(out, scratch):
     chains(out, scratch)
     limits = {"model_max_length": 40}
+    characters = charsmap({"\uff21": "A", "\uff22": "B", "\u2460": "1", "ﬁ": "fi", "½": "1/2", "\xfc": "ue", "☃": "cat"})
     bpe, merges = byte_level_bpe(300)
     pieces = unigram_pieces(150)
     xlm = specials("<s>", "<pad>", "</s>", "<unk>") + pieces + specials("<mask>")
@@ -675,7 +752,7 @@ def families(out, scratch):
         ),
         "xlm-roberta": (
             XLMRobertaConfig(vocab_size=len(xlm), hidden_size=48, num_attention_heads=2, intermediate_size=70, **roberta),
-            XLMRobertaTokenizer(vocab=xlm, **limits),
+            XLMRobertaTokenizer(vocab=xlm, _spm_precompiled_charsmap=characters, **limits),
         ),
         "camembert": (
             CamembertConfig(vocab_size=len(camembert) + 1, hidden_size=32, num_attention_heads=1, intermediate_size=52,
@@ -712,9 +789,11 @@ def families(out, scratch):
             AlbertConfig(vocab_size=len(albert), embedding_size=32, hidden_size=32, num_attention_heads=2,
                          intermediate_size=40, max_position_embeddings=40, num_hidden_groups=2, inner_group_num=2,
                          **{**size, "num_hidden_layers": 3}),
-            AlbertTokenizer(vocab=albert, do_lower_case=False, keep_accents=True, **limits),
+            AlbertTokenizer(vocab=albert, do_lower_case=False, keep_accents=True,
+                            _spm_precompiled_charsmap=characters, **limits),
         ),
     }
+    specs.update(modernberts())
     poolings = ["mean", "cls", "max"]
     for seed, (name, (config, tokenizer)) in enumerate(specs.items()):
         torch.manual_seed(200 + seed)
@@ -725,6 +804,8 @@ def families(out, scratch):
         tokenizer.save_pretrained(plain)
         chain = [Pooling(config.hidden_size, poolings[seed % 3])] + [Normalize()] * (seed % 2)
         save_chain(out / name / "model", plain, chain)
+        if name == "modernbert-old-keys":
+            old_modernbert(out / name / "model")
         golden(out, name, FAMILY_TEXTS)
 
 

@@ -7,8 +7,8 @@ use super::{Backend, BackendOptions, Capacity};
 use crate::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::{
-    Activation, AttentionBias, Linear, ModelDesc, Module, ModuleWeights, Norm, Pooling, Tensor, Weights,
-    relative_bucket,
+    Activation, AttentionBias, FeedForward, Linear, ModelDesc, Module, ModuleWeights, Norm, Norms, Pooling,
+    Positions, Tensor, Weights, relative_bucket, rotary_angle,
 };
 use std::collections::VecDeque;
 
@@ -17,6 +17,7 @@ pub(super) struct Reference {
     desc: ModelDesc,
     max_tokens: usize,
     word: Vec<f32>,
+    /// Of one row of zeros where there is no table.
     position: Vec<f32>,
     /// Of one row of zeros where there are no types.
     token_type: Vec<f32>,
@@ -25,6 +26,7 @@ pub(super) struct Reference {
     /// `[RELATIVE_BUCKETS, heads]`
     relative_attention_bias: Option<Vec<f32>>,
     layers: Vec<LayerF32>,
+    final_norm: Option<Affine>,
     modules: Vec<ModuleF32>,
     queue: VecDeque<PackedBatch>,
 }
@@ -40,7 +42,7 @@ struct LayerF32 {
     key: Affine,
     value: Affine,
     attention_output: Affine,
-    attention_norm: Affine,
+    attention_norm: Option<Affine>,
     intermediate: Affine,
     output: Affine,
     output_norm: Affine,
@@ -126,7 +128,8 @@ impl From<&Linear> for Affine {
 
 impl From<&Norm> for Affine {
     fn from(n: &Norm) -> Self {
-        Self { weight: n.weight.to_f32(), bias: n.bias.to_f32() }
+        let bias = n.bias.as_ref().map_or_else(|| vec![0.0; n.weight.numel()], Tensor::to_f32);
+        Self { weight: n.weight.to_f32(), bias }
     }
 }
 
@@ -136,7 +139,10 @@ impl Reference {
             desc: desc.clone(),
             max_tokens: options.max_tokens,
             word: weights.word_embeddings.to_f32(),
-            position: weights.position_embeddings.to_f32(),
+            position: weights
+                .position_embeddings
+                .as_ref()
+                .map_or_else(|| vec![0.0; desc.embedding_width()], Tensor::to_f32),
             token_type: weights
                 .token_type_embeddings
                 .as_ref()
@@ -152,12 +158,13 @@ impl Reference {
                     key: (&l.key).into(),
                     value: (&l.value).into(),
                     attention_output: (&l.attention_output).into(),
-                    attention_norm: (&l.attention_norm).into(),
+                    attention_norm: l.attention_norm.as_ref().map(Affine::from),
                     intermediate: (&l.intermediate).into(),
                     output: (&l.output).into(),
                     output_norm: (&l.output_norm).into(),
                 })
                 .collect(),
+            final_norm: weights.final_norm.as_ref().map(Affine::from),
             modules: desc.modules.iter().zip(&weights.modules).map(|(m, w)| ModuleF32::new(m, w)).collect(),
             queue: VecDeque::new(),
         }
@@ -170,8 +177,12 @@ impl Reference {
         let mut x = vec![0f32; ids.len() * e]; // [seqlen, embedding width]
         for (t, token) in x.chunks_exact_mut(e).enumerate() {
             for (c, v) in token.iter_mut().enumerate() {
+                let position = match self.desc.positions {
+                    Positions::FromZero | Positions::AfterPadding { .. } => positions[t],
+                    Positions::Rotary { .. } => 0,
+                };
                 *v = row(&self.word, ids[t], c)
-                    + row(&self.position, positions[t], c)
+                    + row(&self.position, position, c)
                     + row(&self.token_type, type_ids[t], c);
             }
         }
@@ -181,21 +192,86 @@ impl Reference {
             x = linear(&x, projection);
         }
 
-        for layer in self.desc.layer_order().map(|l| &self.layers[l]) {
-            let (q, k, v) = (linear(&x, &layer.query), linear(&x, &layer.key), linear(&x, &layer.value));
-            let context = self.attention(&q, &k, &v);
-            let mut y = linear(&context, &layer.attention_output);
-            add(&mut y, &x);
-            layernorm(&mut y, &layer.attention_norm, eps);
-
-            let mut inner = linear(&y, &layer.intermediate);
-            inner.iter_mut().for_each(|v| *v = activation(self.desc.hidden_act, *v));
-            x = linear(&inner, &layer.output);
-            add(&mut x, &y);
-            layernorm(&mut x, &layer.output_norm, eps);
+        for (step, layer) in self.desc.layer_order().map(|l| &self.layers[l]).enumerate() {
+            x = match self.desc.norms {
+                Norms::Post => {
+                    let mut y = self.attend(&x, layer, positions, step);
+                    add(&mut y, &x);
+                    if let Some(norm) = &layer.attention_norm {
+                        layernorm(&mut y, norm, eps);
+                    }
+                    let mut x = self.feed_forward(&y, layer);
+                    add(&mut x, &y);
+                    layernorm(&mut x, &layer.output_norm, eps);
+                    x
+                }
+                Norms::Pre => {
+                    let mut input = x.clone();
+                    if let Some(norm) = &layer.attention_norm {
+                        layernorm(&mut input, norm, eps);
+                    }
+                    let mut y = self.attend(&input, layer, positions, step);
+                    add(&mut y, &x);
+                    let mut input = y.clone();
+                    layernorm(&mut input, &layer.output_norm, eps);
+                    let mut x = self.feed_forward(&input, layer);
+                    add(&mut x, &y);
+                    x
+                }
+            };
         }
-
+        if let Some(norm) = &self.final_norm {
+            layernorm(&mut x, norm, eps);
+        }
         x
+    }
+
+    /// Attention and the product behind it.
+    fn attend(&self, x: &[f32], layer: &LayerF32, positions: &[u32], step: usize) -> Vec<f32> {
+        let (mut q, mut k, v) = (linear(x, &layer.query), linear(x, &layer.key), linear(x, &layer.value));
+        let reach = self.desc.reach(step);
+        match self.desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } => {}
+            Positions::Rotary { global_base, local_base } => {
+                let base = if reach.is_none() { global_base } else { local_base };
+                self.rotate(&mut q, positions, base);
+                self.rotate(&mut k, positions, base);
+            }
+        }
+        linear(&self.attention(&q, &k, &v, reach), &layer.attention_output)
+    }
+
+    /// The rotary positions of a matrix `[seqlen, hidden]`. The angles are rounded to f32 where transformers
+    /// rounds them: at long distances that is seen.
+    fn rotate(&self, x: &mut [f32], positions: &[u32], base: f32) {
+        let (h, d) = (self.desc.hidden_size, self.desc.head_dim());
+        for (row, &position) in x.chunks_exact_mut(h).zip(positions) {
+            for head in row.chunks_exact_mut(d) {
+                for i in 0..d / 2 {
+                    let angle = f64::from(rotary_angle(position, i, d, base));
+                    let (a, b) = (f64::from(head[i]), f64::from(head[i + d / 2]));
+                    head[i] = (a * angle.cos() - b * angle.sin()) as f32;
+                    head[i + d / 2] = (b * angle.cos() + a * angle.sin()) as f32;
+                }
+            }
+        }
+    }
+
+    fn feed_forward(&self, x: &[f32], layer: &LayerF32) -> Vec<f32> {
+        let mut inner = linear(x, &layer.intermediate);
+        let (i, act) = (self.desc.intermediate_size, self.desc.hidden_act);
+        match self.desc.feed_forward {
+            FeedForward::Plain => inner.iter_mut().for_each(|v| *v = activation(act, *v)),
+            FeedForward::Gated => {
+                inner = inner
+                    .chunks_exact(2 * i)
+                    .flat_map(|row| {
+                        row[..i].iter().zip(&row[i..]).map(|(&x, &gate)| activation(act, x) * gate)
+                    })
+                    .collect();
+            }
+        }
+        linear(&inner, &layer.output)
     }
 
     /// The sentence's vector of its token vectors `x`.
@@ -220,7 +296,7 @@ impl Reference {
     }
 
     /// softmax(Q Kᵀ / √d + bias) V, head by head; all three `[seqlen, hidden]`.
-    fn attention(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    fn attention(&self, q: &[f32], k: &[f32], v: &[f32], reach: Option<usize>) -> Vec<f32> {
         let (h, d) = (self.desc.hidden_size, self.desc.head_dim());
         let n = q.len() / h;
         let mut out = vec![0f32; n * h];
@@ -229,6 +305,9 @@ impl Reference {
             for i in 0..n {
                 let scores: Vec<f64> = (0..n)
                     .map(|j| {
+                        if reach.is_some_and(|reach| i.abs_diff(j) > reach) {
+                            return f64::NEG_INFINITY;
+                        }
                         let dot = (0..d).map(|c| at(q, i, c) * at(k, j, c)).sum::<f64>();
                         dot / (d as f64).sqrt() + self.attention_bias(head, i, j)
                     })
@@ -369,8 +448,9 @@ impl Backend for Reference {
             .layers
             .iter()
             .map(|l| {
-                [&l.query, &l.key, &l.value, &l.attention_output, &l.attention_norm]
+                [&l.query, &l.key, &l.value, &l.attention_output]
                     .into_iter()
+                    .chain(&l.attention_norm)
                     .chain([&l.intermediate, &l.output, &l.output_norm])
                     .map(bytes)
                     .sum::<usize>()
@@ -378,7 +458,7 @@ impl Backend for Reference {
             .sum();
         let modules: usize = self.modules.iter().flat_map(ModuleF32::affines).map(bytes).sum();
         let bias = self.relative_attention_bias.as_ref().map_or(0, Vec::len);
-        let projection = self.embeddings_projection.as_ref().map_or(0, bytes);
+        let projection = self.embeddings_projection.iter().chain(&self.final_norm).map(bytes).sum::<usize>();
         let tables = 4 * (self.word.len() + self.position.len() + self.token_type.len() + bias) + projection;
         Capacity {
             max_tokens: self.max_tokens,

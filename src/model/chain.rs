@@ -154,7 +154,7 @@ impl Chain {
                 Module::LayerNorm => {
                     let file = Checkpoint::open(folder, CONVERT)?;
                     let [weight, bias] = ["norm.weight", "norm.bias"].map(|name| file.tensor(name, &[k]));
-                    ModuleWeights::LayerNorm(Norm { weight: weight?, bias: bias? })
+                    ModuleWeights::LayerNorm(Norm { weight: weight?, bias: Some(bias?) })
                 }
                 Module::Normalize => ModuleWeights::Normalize,
             });

@@ -84,6 +84,21 @@ impl Tensor {
         }
     }
 
+    /// The rows `rows` of a matrix, as a tensor of their own.
+    ///
+    /// # Panics
+    /// If the tensor is no matrix or does not have these rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        assert!(self.shape.len() == 2 && rows.end <= self.shape[0], "{}: rows of a matrix", self.name);
+        let row_bytes = self.shape[1] * self.dtype.size();
+        let start = self.range.start + rows.start * row_bytes;
+        Self {
+            shape: vec![rows.len(), self.shape[1]],
+            range: start..start + rows.len() * row_bytes,
+            ..self.clone()
+        }
+    }
+
     /// Its name in the file.
     pub fn name(&self) -> &str {
         &self.name

@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::encoder::{Names, Settings};
 use super::json::{Object, exists};
 use super::{Family, Model, ModelDesc, TokenizerDesc, Weights};
-use super::{albert, bert, distilbert, electra, mpnet, roberta};
+use super::{albert, bert, distilbert, electra, modernbert, mpnet, roberta};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -127,18 +127,20 @@ fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<ModelDesc> {
         Family::Bert => bert::describe(&mut settings),
         Family::DistilBert => distilbert::describe(&mut settings),
         Family::Electra => electra::describe(&mut settings),
+        Family::ModernBert => modernbert::describe(&mut settings),
         Family::MpNet => mpnet::describe(&mut settings),
         Family::Camembert | Family::Roberta | Family::XlmRoberta => roberta::describe(&mut settings, *family),
     }
 }
 
 /// `model_type` of each family, and what its task models put before the encoder's tensors (rule 31).
-const FAMILIES: [(&str, Family, &str); 8] = [
+const FAMILIES: [(&str, Family, &str); 9] = [
     ("albert", Family::Albert, "albert."),
     ("bert", Family::Bert, "bert."),
     ("camembert", Family::Camembert, "roberta."),
     ("distilbert", Family::DistilBert, "distilbert."),
     ("electra", Family::Electra, "electra."),
+    ("modernbert", Family::ModernBert, "model."),
     ("mpnet", Family::MpNet, "mpnet."),
     ("roberta", Family::Roberta, "roberta."),
     ("xlm-roberta", Family::XlmRoberta, "roberta."),
@@ -156,6 +158,7 @@ fn weights(checkpoint: &Checkpoint, desc: &ModelDesc, warnings: &mut Vec<String>
         Family::Albert => albert::weights(&mut names, desc),
         Family::DistilBert => distilbert::weights(&mut names, desc),
         Family::Electra => electra::weights(&mut names, desc),
+        Family::ModernBert => modernbert::weights(&mut names, desc),
         Family::MpNet => mpnet::weights(&mut names, desc),
         Family::Bert | Family::Camembert | Family::Roberta | Family::XlmRoberta => {
             bert::weights(&mut names, desc)

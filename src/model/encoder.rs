@@ -8,7 +8,7 @@ use crate::error::Result;
 use std::collections::HashSet;
 
 /// Tensors of heads and buffers that an encoder does without (rule 32), as they begin behind the prefix.
-const IGNORED: [&str; 16] = [
+const IGNORED: [&str; 18] = [
     "pooler.",
     "cls.",
     "lm_head.",
@@ -28,6 +28,9 @@ const IGNORED: [&str; 16] = [
     "discriminator_predictions.",
     "generator_lm_head.",
     "generator_predictions.",
+    // ModernBERT
+    "decoder.",
+    "head.",
 ];
 /// Unused tensors that a warning names.
 const NAMED_LEFTOVERS: usize = 3;
@@ -165,7 +168,8 @@ impl<'c> Names<'c> {
     /// `prefix` is the family's `base_model_prefix` and a dot, which task models put before the encoder's
     /// names. Whether this checkpoint does is decided by the names, not by trial (rule 31).
     pub(super) fn new(checkpoint: &'c Checkpoint, prefix: &'static str) -> Self {
-        let bare = checkpoint.contains("embeddings.word_embeddings.weight");
+        let bare =
+            checkpoint.names().any(|n| n.starts_with("embeddings.") && n.ends_with("_embeddings.weight"));
         let prefixed = checkpoint.names().any(|n| n.starts_with(prefix));
         let prefix = if prefixed && !bare { prefix } else { "" };
         Self { checkpoint, prefix, used: HashSet::new() }
@@ -193,7 +197,17 @@ impl<'c> Names<'c> {
                 && self.checkpoint.contains(&format!("{}{old}", self.prefix));
             self.tensor(if legacy { &old } else { &new }, &[h])
         };
-        Ok(Norm { weight: either("weight", "gamma")?, bias: either("bias", "beta")? })
+        Ok(Norm { weight: either("weight", "gamma")?, bias: Some(either("bias", "beta")?) })
+    }
+
+    /// A norm without bias.
+    pub(super) fn bare_norm(&mut self, name: &str, h: usize) -> Result<Norm> {
+        Ok(Norm { weight: self.tensor(&format!("{name}.weight"), &[h])?, bias: None })
+    }
+
+    /// A linear layer without bias.
+    pub(super) fn bare_linear(&mut self, name: &str, out: usize, k: usize) -> Result<Linear> {
+        Ok(Linear { weight: self.tensor(&format!("{name}.weight"), &[out, k])?, bias: None })
     }
 
     /// The three tables and their norm; nothing else is there yet.
@@ -207,12 +221,13 @@ impl<'c> Names<'c> {
         let token_type_embeddings = types.map(|rows| table("token_type_embeddings", rows)).transpose()?;
         Ok(Weights {
             word_embeddings,
-            position_embeddings,
+            position_embeddings: Some(position_embeddings),
             token_type_embeddings,
             embeddings_norm: self.norm("embeddings.LayerNorm", e)?,
             embeddings_projection: None,
             relative_attention_bias: None,
             layers: Vec::new(),
+            final_norm: None,
             modules: Vec::new(),
         })
     }
@@ -234,7 +249,7 @@ impl<'c> Names<'c> {
             key: self.linear(&at(names.key), h, h)?,
             value: self.linear(&at(names.value), h, h)?,
             attention_output: self.linear(&at(names.attention_output), h, h)?,
-            attention_norm: self.norm(&at(names.attention_norm), h)?,
+            attention_norm: Some(self.norm(&at(names.attention_norm), h)?),
             intermediate: self.linear(&at(names.intermediate), i, h)?,
             output: self.linear(&at(names.output), h, i)?,
             output_norm: self.norm(&at(names.output_norm), h)?,

@@ -17,6 +17,7 @@ mod electra;
 mod encoder;
 mod json;
 pub mod locate;
+mod modernbert;
 mod mpnet;
 mod roberta;
 mod weights;
@@ -73,12 +74,18 @@ pub struct ModelDesc {
     pub num_attention_heads: usize,
     /// Width of the feed-forward's inner layer.
     pub intermediate_size: usize,
-    /// Rows of the position embedding table.
+    /// What happens between the feed-forward's products.
+    pub feed_forward: FeedForward,
+    /// Where the layernorms are.
+    pub norms: Norms,
+    /// Rows of the position embedding table; where there is none, the longest sequence.
     pub max_position_embeddings: usize,
-    /// Which of these rows a token has.
+    /// Which of these rows a token has, or how its position is told otherwise.
     pub positions: Positions,
     /// What is added to the attention's scores.
     pub attention_bias: AttentionBias,
+    /// How far the attention of each layer reaches.
+    pub attention_span: AttentionSpan,
     /// Rows of the token type embedding table; 0: there is none.
     pub type_vocab_size: usize,
     /// Added to the variance in every layernorm.
@@ -117,8 +124,24 @@ impl ModelDesc {
     /// Tokens of the longest sequence that has positions.
     pub fn longest_sequence(&self) -> usize {
         match self.positions {
-            Positions::FromZero => self.max_position_embeddings,
+            Positions::FromZero | Positions::Rotary { .. } => self.max_position_embeddings,
             Positions::AfterPadding { pad } => self.max_position_embeddings.saturating_sub(pad as usize + 1),
+        }
+    }
+
+    /// Width of the feed-forward's first product.
+    pub fn inner_width(&self) -> usize {
+        match self.feed_forward {
+            FeedForward::Plain => self.intermediate_size,
+            FeedForward::Gated => 2 * self.intermediate_size,
+        }
+    }
+
+    /// Tokens to either side that a query of this layer sees; none: all.
+    pub fn reach(&self, layer: usize) -> Option<usize> {
+        match &self.attention_span {
+            AttentionSpan::Global => None,
+            AttentionSpan::Mixed { reach, local } => local[layer].then_some(*reach),
         }
     }
 
@@ -151,7 +174,9 @@ impl ModelDesc {
     /// Floating point operations (two per multiply-add) to encode a sequence of `seqlen` tokens:
     /// the products with the weights and the attention products, without element-wise work.
     pub fn flops(&self, seqlen: usize) -> f64 {
-        let (h, i, n) = (self.hidden_size as f64, self.intermediate_size as f64, seqlen as f64);
+        // the two products of the feed-forward are as much as one of this width
+        let i = (self.inner_width() + self.intermediate_size) as f64 / 2.0;
+        let (h, n) = (self.hidden_size as f64, seqlen as f64);
         self.layer_order().count() as f64 * (2.0 * n * (4.0 * h * h + 2.0 * h * i) + 4.0 * n * n * h)
     }
 }
@@ -169,9 +194,12 @@ impl Default for ModelDesc {
             layer_weights: LayerWeights::Own,
             num_attention_heads: 12,
             intermediate_size: 3072,
+            feed_forward: FeedForward::Plain,
+            norms: Norms::Post,
             max_position_embeddings: 512,
             positions: Positions::FromZero,
             attention_bias: AttentionBias::None,
+            attention_span: AttentionSpan::Global,
             type_vocab_size: 2,
             layer_norm_eps: 1e-12,
             hidden_act: Activation::Gelu,
@@ -201,6 +229,9 @@ pub enum Family {
     DistilBert,
     /// ELECTRA (Clark et al. 2020): BERT with narrow embeddings.
     Electra,
+    /// ModernBERT (Warner et al. 2024): rotary positions, gated feed-forward, layernorms in front, layers whose
+    /// attention is local.
+    ModernBert,
     /// MPNet (Song et al. 2020): BERT without token types, with relative positions in the attention.
     MpNet,
     /// RoBERTa (Liu et al. 2019): BERT with positions that count from behind the padding's.
@@ -209,8 +240,8 @@ pub enum Family {
     XlmRoberta,
 }
 
-/// The rows of the position table that a sequence's tokens have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a sequence's tokens get their positions.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Positions {
     /// 0, 1, 2, …
     FromZero,
@@ -218,6 +249,54 @@ pub enum Positions {
     AfterPadding {
         /// The id of the padding token.
         pad: u32,
+    },
+    /// No table: queries and keys are rotated (Su et al. 2021) by position · base^(−2i / head_dim), component i
+    /// with component i + head_dim / 2.
+    Rotary {
+        /// Of layers whose attention reaches all tokens.
+        global_base: f32,
+        /// Of layers whose attention does not.
+        local_base: f32,
+    },
+}
+
+/// The angle by which components `i` and `i + head_dim / 2` are rotated at a position, rounded to f32 at each
+/// step as transformers does it.
+pub fn rotary_angle(position: u32, i: usize, head_dim: usize, base: f32) -> f32 {
+    let exponent = (2 * i) as f32 / head_dim as f32;
+    let power = f64::from(base).powf(f64::from(exponent)) as f32;
+    position as f32 * (1.0 / power)
+}
+
+/// What happens between the feed-forward's two products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedForward {
+    /// f(x), `intermediate_size` wide.
+    Plain,
+    /// f(x) · y, where the first product is `[x, y]`.
+    Gated,
+}
+
+/// Where the layernorms are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// Behind each residual.
+    Post,
+    /// In front of attention and feed-forward, outside of the residual, and one behind the last layer.
+    Pre,
+}
+
+/// How far the attention of each layer reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttentionSpan {
+    /// To all tokens.
+    Global,
+    /// In some layers to near tokens only.
+    Mixed {
+        /// Tokens to either side that a local layer's query sees.
+        reach: usize,
+        /// Whether a layer is local, `[num_hidden_layers]`.
+        local: Vec<bool>,
     },
 }
 
@@ -227,7 +306,7 @@ impl Positions {
         let mut count = 0;
         ids.iter().map(move |&id| {
             let row = match self {
-                Self::FromZero => count,
+                Self::FromZero | Self::Rotary { .. } => count,
                 Self::AfterPadding { pad } if id == pad => return pad,
                 Self::AfterPadding { pad } => pad + 1 + count,
             };

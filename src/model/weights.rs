@@ -1,15 +1,15 @@
 //! The tensors of an encoder by their place in it. Linear weights are `[out, in]`, as PyTorch stores them.
 
 use super::mpnet::RELATIVE_BUCKETS;
-use super::{AttentionBias, ModelDesc, Module, Tensor};
+use super::{AttentionBias, ModelDesc, Module, Norms, Positions, Tensor};
 
 /// All tensors of the encoder, shapes checked against the [`ModelDesc`].
 #[derive(Debug, Clone)]
 pub struct Weights {
     /// `[vocab_size, embedding_width]`
     pub word_embeddings: Tensor,
-    /// `[max_position_embeddings, embedding_width]`
-    pub position_embeddings: Tensor,
+    /// `[max_position_embeddings, embedding_width]`, unless positions are rotary.
+    pub position_embeddings: Option<Tensor>,
     /// `[type_vocab_size, embedding_width]`, if there are types.
     pub token_type_embeddings: Option<Tensor>,
     /// Over the sum of the three.
@@ -20,6 +20,8 @@ pub struct Weights {
     pub relative_attention_bias: Option<Tensor>,
     /// In the order of [`ModelDesc::layer_order`].
     pub layers: Vec<Layer>,
+    /// Behind the last layer, where the others are in front.
+    pub final_norm: Option<Norm>,
     /// One for each of [`ModelDesc::modules`].
     pub modules: Vec<ModuleWeights>,
 }
@@ -51,13 +53,13 @@ pub struct Layer {
     pub value: Linear,
     /// `[hidden_size, hidden_size]`
     pub attention_output: Linear,
-    /// After the attention's residual.
-    pub attention_norm: Norm,
-    /// `[intermediate_size, hidden_size]`
+    /// Behind the attention's residual, or in front of the attention; there none is the identity.
+    pub attention_norm: Option<Norm>,
+    /// `[inner_width, hidden_size]`
     pub intermediate: Linear,
     /// `[hidden_size, intermediate_size]`
     pub output: Linear,
-    /// After the feed-forward's residual.
+    /// Behind the feed-forward's residual, or in front of the feed-forward.
     pub output_norm: Norm,
 }
 
@@ -75,8 +77,8 @@ pub struct Linear {
 pub struct Norm {
     /// `[hidden_size]`
     pub weight: Tensor,
-    /// `[hidden_size]`
-    pub bias: Tensor,
+    /// `[hidden_size]`; none is 0.
+    pub bias: Option<Tensor>,
 }
 
 impl Weights {
@@ -87,13 +89,14 @@ impl Weights {
 
     /// Every tensor.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.word_embeddings, &self.position_embeddings]
-            .into_iter()
+        std::iter::once(&self.word_embeddings)
+            .chain(&self.position_embeddings)
             .chain(&self.token_type_embeddings)
             .chain(self.embeddings_norm.tensors())
             .chain(self.embeddings_projection.iter().flat_map(Linear::tensors))
             .chain(&self.relative_attention_bias)
             .chain(self.layers.iter().flat_map(Layer::tensors))
+            .chain(self.final_norm.iter().flat_map(Norm::tensors))
             .chain(self.modules.iter().flat_map(ModuleWeights::tensors))
     }
 
@@ -106,7 +109,12 @@ impl Weights {
             random.tensor(name, &[rows, columns], 0.0, sigma)
         };
         let word_embeddings = table("word_embeddings", desc.vocab_size, e, 0.05);
-        let position_embeddings = table("position_embeddings", desc.max_position_embeddings, e, 0.02);
+        let position_embeddings = match desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } => {
+                Some(table("position_embeddings", desc.max_position_embeddings, e, 0.02))
+            }
+            Positions::Rotary { .. } => None,
+        };
         let types = desc.type_vocab_size;
         let token_type_embeddings = (types > 0).then(|| table("token_type_embeddings", types, e, 0.02));
         let relative_attention_bias = match desc.attention_bias {
@@ -128,12 +136,16 @@ impl Weights {
                     key: random.linear(&format!("{l}.key"), h, h),
                     value: random.linear(&format!("{l}.value"), h, h),
                     attention_output: random.linear(&format!("{l}.attention_output"), h, h),
-                    attention_norm: random.norm(&format!("{l}.attention_norm"), h),
-                    intermediate: random.linear(&format!("{l}.intermediate"), i, h),
+                    attention_norm: Some(random.norm(&format!("{l}.attention_norm"), h)),
+                    intermediate: random.linear(&format!("{l}.intermediate"), desc.inner_width(), h),
                     output: random.linear(&format!("{l}.output"), h, i),
                     output_norm: random.norm(&format!("{l}.output_norm"), h),
                 })
                 .collect(),
+            final_norm: match desc.norms {
+                Norms::Post => None,
+                Norms::Pre => Some(random.norm("final_norm", h)),
+            },
             modules: random.modules(desc),
         }
     }
@@ -144,7 +156,7 @@ impl Layer {
         [&self.query, &self.key, &self.value, &self.attention_output, &self.intermediate, &self.output]
             .into_iter()
             .flat_map(Linear::tensors)
-            .chain([&self.attention_norm, &self.output_norm].into_iter().flat_map(Norm::tensors))
+            .chain(self.attention_norm.iter().chain([&self.output_norm]).flat_map(Norm::tensors))
     }
 }
 
@@ -156,7 +168,7 @@ impl Linear {
 
 impl Norm {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.weight, &self.bias].into_iter()
+        std::iter::once(&self.weight).chain(&self.bias)
     }
 }
 
@@ -195,7 +207,7 @@ impl Random {
     fn norm(&mut self, name: &str, width: usize) -> Norm {
         Norm {
             weight: self.tensor(&format!("{name}.weight"), &[width], 1.0, 0.1),
-            bias: self.tensor(&format!("{name}.bias"), &[width], 0.0, 0.05),
+            bias: Some(self.tensor(&format!("{name}.bias"), &[width], 0.0, 0.05)),
         }
     }
 

@@ -5,6 +5,7 @@
 //! also replaces parts, which `rebuild` does. Knows files; knows nothing of how the tokenizer is built.
 
 use super::Side;
+use super::class::{CAMEMBERT_EXTRA, CLASS_OF_MODEL, CLASSES, Class};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -12,121 +13,9 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// The classes whose tokenizer is known. Each may also end in `Fast`.
-const CLASSES: [(&str, Class); 14] = [
-    ("BertTokenizer", Class::Bert),
-    ("DistilBertTokenizer", Class::Bert),
-    ("ElectraTokenizer", Class::Bert),
-    ("LayoutLMTokenizer", Class::Bert),
-    ("MobileBertTokenizer", Class::Bert),
-    ("SqueezeBertTokenizer", Class::Bert),
-    ("MPNetTokenizer", Class::MpNet),
-    ("RobertaTokenizer", Class::Roberta),
-    ("XLMRobertaTokenizer", Class::XlmRoberta),
-    ("CamembertTokenizer", Class::Camembert),
-    ("AlbertTokenizer", Class::Albert),
-    ("PreTrainedTokenizer", Class::Unchanged),
-    ("PythonBackend", Class::Unchanged),
-    ("TokenizersBackend", Class::Unchanged),
-];
-/// The class of a `model_type` of `config.json` where no file names one.
-const CLASS_OF_MODEL: [(&str, &str); 5] = [
-    ("albert", "AlbertTokenizer"),
-    ("camembert", "CamembertTokenizer"),
-    ("mpnet", "MPNetTokenizer"),
-    ("roberta", "RobertaTokenizer"),
-    ("xlm-roberta", "XLMRobertaTokenizer"),
-];
-
 /// Keys of the special tokens, in the order in which the reference adds those that are not there.
 const SPECIAL_KEYS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// How transformers builds a tokenizer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// WordPiece.
-    Bert,
-    /// WordPiece with RoBERTa's special tokens.
-    MpNet,
-    /// Byte-level BPE.
-    Roberta,
-    /// Unigram.
-    XlmRoberta,
-    /// Unigram, with special tokens that no text has.
-    Camembert,
-    /// Unigram, with a normaliser of its own.
-    Albert,
-    /// `tokenizer.json` as it is.
-    Unchanged,
-}
-
-/// Special tokens where no file names them.
-const BERT_SPECIALS: [(&str, &str); 5] = [
-    ("unk_token", "[UNK]"),
-    ("sep_token", "[SEP]"),
-    ("pad_token", "[PAD]"),
-    ("cls_token", "[CLS]"),
-    ("mask_token", "[MASK]"),
-];
-const ROBERTA_SPECIALS: [(&str, &str); 7] = [
-    ("bos_token", "<s>"),
-    ("eos_token", "</s>"),
-    ("unk_token", "<unk>"),
-    ("sep_token", "</s>"),
-    ("pad_token", "<pad>"),
-    ("cls_token", "<s>"),
-    ("mask_token", "<mask>"),
-];
-const MPNET_SPECIALS: [(&str, &str); 7] = [
-    ("bos_token", "<s>"),
-    ("eos_token", "</s>"),
-    ("unk_token", "[UNK]"),
-    ("sep_token", "</s>"),
-    ("pad_token", "<pad>"),
-    ("cls_token", "<s>"),
-    ("mask_token", "<mask>"),
-];
-const ALBERT_SPECIALS: [(&str, &str); 7] = [
-    ("bos_token", "[CLS]"),
-    ("eos_token", "[SEP]"),
-    ("unk_token", "<unk>"),
-    ("sep_token", "[SEP]"),
-    ("pad_token", "<pad>"),
-    ("cls_token", "[CLS]"),
-    ("mask_token", "[MASK]"),
-];
-/// CamemBERT's special tokens without a key, where no file names others.
-const CAMEMBERT_EXTRA: [&str; 3] = ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"];
-
-impl Class {
-    fn specials(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Self::Bert => &BERT_SPECIALS,
-            Self::MpNet => &MPNET_SPECIALS,
-            Self::Roberta | Self::XlmRoberta | Self::Camembert => &ROBERTA_SPECIALS,
-            Self::Albert => &ALBERT_SPECIALS,
-            Self::Unchanged => &[],
-        }
-    }
-
-    /// Whether a mask token that no file declares takes the space before it along.
-    fn mask_takes_space(self) -> bool {
-        match self {
-            Self::MpNet | Self::Camembert => true,
-            Self::Bert | Self::Roberta | Self::XlmRoberta | Self::Albert | Self::Unchanged => false,
-        }
-    }
-
-    /// The keys of the special tokens around a text, where the class and not the file decides.
-    fn around(self) -> Option<(&'static str, &'static str)> {
-        match self {
-            Self::Bert | Self::MpNet | Self::Roberta => Some(("cls_token", "sep_token")),
-            Self::XlmRoberta | Self::Camembert => Some(("bos_token", "eos_token")),
-            Self::Albert | Self::Unchanged => None,
-        }
-    }
-}
-
 /// What a tokenizer is built from.
 #[derive(Debug)]
 pub(super) struct Recipe {
@@ -447,6 +336,9 @@ fn normalizers(normalizer: Option<&Value>) -> impl Iterator<Item = &Value> {
 fn class(dir: &Path, tokenizer_config: &Object) -> Result<Class> {
     let model = Object::read(dir.join("config.json"))?;
     let model_type = model.text("model_type")?.unwrap_or_default();
+    if model_type == "modernbert" {
+        return Ok(Class::Unchanged); // whatever class is named: the reference knows those to be wrong
+    }
     let (path, name) = match (tokenizer_config.text("tokenizer_class")?, model.text("tokenizer_class")?) {
         (Some(name), _) => (&tokenizer_config.path, name),
         (None, Some(name)) => (&model.path, name),

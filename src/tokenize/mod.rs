@@ -6,6 +6,7 @@
 //! how text is normalised, and special tokens come from up to four files. `config` reads the files and settles
 //! which of them wins, `hf` builds the tokenizer from that.
 
+mod class;
 mod config;
 mod hf;
 

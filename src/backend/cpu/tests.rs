@@ -431,6 +431,34 @@ fn layernorm_matches_reference() {
 }
 
 #[test]
+fn add_multiply_and_rotate_match_reference() {
+    each_isa(|isa, kernels| {
+        for half in [0, 1, 3, 4, 7, 8, 12, 15, 16, 17, 33, 64] {
+            let (x, y) = (random(2 * half, 1), random(2 * half, 2));
+            let apply = |f: &dyn Fn(&mut [f32])| {
+                let mut out = Guarded::nan(2 * half);
+                out.get().copy_from_slice(&x);
+                f(out.get());
+                out.get().to_vec()
+            };
+            let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            assert_eq!(apply(&|out| kernels.add(out, &y)), sums, "{isa} {half}");
+            let products: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x * y).collect();
+            assert_eq!(apply(&|out| kernels.multiply(out, &y)), products, "{isa} {half}");
+            let (cos, sin) = y.split_at(half);
+            let rotated = apply(&|out| kernels.rotate(out, cos, sin));
+            for i in 0..half {
+                let (a, b) = (f64::from(x[i]), f64::from(x[half + i]));
+                let (c, s) = (f64::from(cos[i]), f64::from(sin[i]));
+                for (got, want) in [(rotated[i], a * c - b * s), (rotated[half + i], b * c + a * s)] {
+                    assert!((f64::from(got) - want).abs() <= 2e-7, "{isa} {half} at {i}: {got}, {want}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn pool_matches_reference() {
     each_isa(|isa, kernels| {
         for h in [1, 7, 16, 33, 384] {

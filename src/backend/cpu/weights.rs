@@ -3,14 +3,19 @@
 use super::buffer::Buffer;
 use super::gemm::Linear;
 use super::team::Team;
-use crate::model::{self, Activation, AttentionBias, ModelDesc, ModuleWeights, Tensor, relative_bucket};
+use crate::model::{
+    self, Activation, AttentionBias, ModelDesc, ModuleWeights, Positions, Tensor, relative_bucket,
+    rotary_angle,
+};
 
 /// Everything that the forward pass reads.
 pub(super) struct Packed {
     /// In the checkpoint, read row by row.
     pub(super) word: Tensor,
-    /// `[max_position_embeddings, embedding width]`
+    /// `[max_position_embeddings, embedding width]`; one row of zeros where there is no table
     pub(super) position: Buffer,
+    /// Of global and of local layers; empty where positions are not rotary.
+    pub(super) rotary: [Rotary; 2],
     /// `[type_vocab_size, embedding width]`; one row of zeros where there are no types
     pub(super) token_type: Buffer,
     pub(super) embeddings_norm: Norm,
@@ -21,6 +26,7 @@ pub(super) struct Packed {
     pub(super) layers: Vec<Layer>,
     /// Which of them are computed, in this order.
     pub(super) layer_order: Vec<usize>,
+    pub(super) final_norm: Option<Norm>,
     pub(super) modules: Vec<Module>,
 }
 
@@ -91,7 +97,8 @@ pub(super) struct Layer {
     /// Query, key and value side by side, `[3 * hidden, hidden]`; 1/√head_dim is in the query's part.
     pub(super) qkv: Linear,
     pub(super) attention_output: Linear,
-    pub(super) attention_norm: Norm,
+    /// None is the identity.
+    pub(super) attention_norm: Option<Norm>,
     pub(super) intermediate: Linear,
     pub(super) output: Linear,
     pub(super) output_norm: Norm,
@@ -105,7 +112,8 @@ pub(super) struct Norm {
 
 impl Norm {
     fn new(norm: &model::Norm) -> Self {
-        Self { weight: copy(&norm.weight), bias: copy(&norm.bias) }
+        let zeros = || Buffer::zeroed(norm.weight.numel());
+        Self { weight: copy(&norm.weight), bias: norm.bias.as_ref().map_or_else(zeros, copy) }
     }
 
     fn bytes(&self) -> usize {
@@ -117,6 +125,32 @@ fn copy(tensor: &Tensor) -> Buffer {
     let mut buffer = Buffer::zeroed(tensor.numel());
     tensor.read_f32(0, &mut buffer);
     buffer
+}
+
+/// cos and sin of the rotary angles, `[longest, head_dim / 2]` each.
+pub(super) struct Rotary {
+    pub(super) cos: Buffer,
+    pub(super) sin: Buffer,
+}
+
+impl Rotary {
+    fn none() -> Self {
+        Self { cos: Buffer::zeroed(0), sin: Buffer::zeroed(0) }
+    }
+
+    fn new(desc: &ModelDesc, base: f32) -> Self {
+        let (longest, d) = (desc.longest_sequence(), desc.head_dim());
+        let half = d / 2;
+        let (mut cos, mut sin) = (Buffer::zeroed(longest * half), Buffer::zeroed(longest * half));
+        for position in 0..longest {
+            for i in 0..half {
+                let angle = f64::from(rotary_angle(position as u32, i, d, base));
+                cos[position * half + i] = angle.cos() as f32;
+                sin[position * half + i] = angle.sin() as f32;
+            }
+        }
+        Self { cos, sin }
+    }
 }
 
 /// The lines of `Packed::attention_bias`.
@@ -148,7 +182,7 @@ impl Packed {
             .map(|l| Layer {
                 qkv: Linear::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, team),
                 attention_output: linear(&l.attention_output),
-                attention_norm: Norm::new(&l.attention_norm),
+                attention_norm: l.attention_norm.as_ref().map(Norm::new),
                 intermediate: linear(&l.intermediate),
                 output: linear(&l.output),
                 output_norm: Norm::new(&l.output_norm),
@@ -156,7 +190,16 @@ impl Packed {
             .collect();
         Self {
             word: weights.word_embeddings.clone(),
-            position: copy(&weights.position_embeddings),
+            position: weights
+                .position_embeddings
+                .as_ref()
+                .map_or_else(|| Buffer::zeroed(desc.embedding_width()), copy),
+            rotary: match desc.positions {
+                Positions::FromZero | Positions::AfterPadding { .. } => [Rotary::none(), Rotary::none()],
+                Positions::Rotary { global_base, local_base } => {
+                    [global_base, local_base].map(|base| Rotary::new(desc, base))
+                }
+            },
             token_type: weights
                 .token_type_embeddings
                 .as_ref()
@@ -166,6 +209,7 @@ impl Packed {
             attention_bias: attention_bias(desc, weights),
             layers,
             layer_order: desc.layer_order().collect(),
+            final_norm: weights.final_norm.as_ref().map(Norm::new),
             modules: desc
                 .modules
                 .iter()
@@ -185,13 +229,15 @@ impl Packed {
                     .map(Linear::bytes)
                     .iter()
                     .sum::<usize>()
-                    + l.attention_norm.bytes()
+                    + l.attention_norm.as_ref().map_or(0, Norm::bytes)
                     + l.output_norm.bytes()
             })
             .sum();
         let modules: usize = self.modules.iter().map(Module::bytes).sum();
-        let tables = self.position.len() + self.token_type.len() + self.attention_bias.len();
+        let rotary: usize = self.rotary.iter().map(|r| r.cos.len() + r.sin.len()).sum();
+        let tables = rotary + self.position.len() + self.token_type.len() + self.attention_bias.len();
         let projection = self.embeddings_projection.as_ref().map_or(0, Linear::bytes);
-        layers + modules + 4 * tables + self.embeddings_norm.bytes() + projection
+        let norm = self.final_norm.as_ref().map_or(0, Norm::bytes);
+        layers + modules + norm + 4 * tables + self.embeddings_norm.bytes() + projection
     }
 }

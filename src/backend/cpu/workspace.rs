@@ -20,7 +20,7 @@ pub(super) struct Workspace {
     /// Attention's output, `[tokens, hidden]`, rows as in `x`
     pub(super) context: Buffer,
     /// Queries, keys, values `[tokens, 3 * hidden]`; later in the layer the feed-forward's inner
-    /// activations `[tokens, intermediate]`; before the first layer embeddings `[tokens, embedding_size]`
+    /// activations `[tokens, inner width]`; before the first layer embeddings `[tokens, embedding_size]`
     /// that are projected
     pub(super) wide: Buffer,
     pub(super) qkv_stride: usize,
@@ -36,7 +36,7 @@ impl Workspace {
     pub(super) fn new(desc: &ModelDesc, tokens: usize) -> Self {
         let x_stride = row_stride(desc.hidden_size);
         let qkv_stride = row_stride(3 * desc.hidden_size);
-        let inner_stride = row_stride(desc.intermediate_size);
+        let inner_stride = row_stride(desc.inner_width());
         let embedding_stride = row_stride(desc.embedding_size.unwrap_or(0));
         let dim = desc.pooled_dim();
         let widest = desc
@@ -68,7 +68,7 @@ impl Workspace {
     /// Bytes of activations of one token.
     pub(super) fn token_bytes(desc: &ModelDesc) -> usize {
         let wide = row_stride(3 * desc.hidden_size)
-            .max(row_stride(desc.intermediate_size))
+            .max(row_stride(desc.inner_width()))
             .max(row_stride(desc.embedding_size.unwrap_or(0)));
         4 * (2 * row_stride(desc.hidden_size) + wide)
     }

@@ -93,6 +93,21 @@ pub(in super::super) fn add<V: Vector>(_: V, x: &mut [f32], y: &[f32]) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
+/// x · y, element by element
+#[inline(always)]
+pub(in super::super) fn multiply<V: Vector>(_: V, x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
+}
+
+/// (a, b) to (a cos − b sin, b cos + a sin), a the first half of `x` and b the second
+#[inline(always)]
+pub(in super::super) fn rotate<V: Vector>(_: V, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+    }
+}
+
 /// exp(s − max s) in place over the first `n` scores, 0 in the others; the sum.
 #[inline(always)]
 pub(in super::super) fn softmax<V: Vector>(v: V, scores: &mut [f32], n: usize) -> f32 {
