@@ -9,7 +9,6 @@ use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{Activation, Family, ModelDesc, Pooling, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -96,10 +95,7 @@ fn minilm() -> ModelDesc {
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 256,
-        prompts: BTreeMap::new(),
-        default_prompt_name: None,
-        include_prompt: true,
-        truncate_dim: None,
+        ..ModelDesc::default()
     }
 }
 

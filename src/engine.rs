@@ -3,7 +3,7 @@
 use crate::backend::{self, Backend, BackendOptions, Capacity};
 use crate::batch::{PackedBatch, pack};
 use crate::error::{Error, Result};
-use crate::model::{self, ModelDesc};
+use crate::model::{self, ModelDesc, Norms};
 use crate::options::{Normalize, Options, Prompt};
 use crate::threads::Threads;
 use crate::tokenize::{Encoding, Tokenizer};
@@ -26,6 +26,8 @@ const BYTES_PER_TOKEN: usize = 4;
 pub struct Embedder {
     shared: Arc<Shared>,
     prompt: String,
+    /// Tokens of the prompt that the pooling leaves out.
+    skip_tokens: usize,
     max_seq_length: usize,
     normalize: Normalize,
     truncate_dim: Option<usize>,
@@ -136,15 +138,18 @@ impl Embedder {
         let mut desc = model.desc;
         experiment(&options, &mut desc)?;
         let tokenizer = Tokenizer::load(&model.tokenizer)?;
+        let types = desc.type_vocab_size.max(1);
+        if tokenizer.highest_type_id() as usize >= types {
+            let found = tokenizer.highest_type_id();
+            let message = format!("token type {found}, where the model has {types} (type_vocab_size)");
+            return Err(Error::config(model.tokenizer.dir.join("tokenizer.json"), message));
+        }
 
         let max_seq_length = match options.max_seq_length {
-            Some(n) if n.get() > desc.max_position_embeddings => {
+            Some(n) if n.get() > desc.longest_sequence() => {
                 return Err(Error::InvalidOption {
                     name: "max_seq_length",
-                    message: format!(
-                        "{n}: the model has {} positions (max_position_embeddings)",
-                        desc.max_position_embeddings
-                    ),
+                    message: format!("{n}: the model has {} positions", desc.longest_sequence()),
                 });
             }
             Some(n) => n.get(),
@@ -165,7 +170,7 @@ impl Embedder {
         let backend_options = BackendOptions {
             threads: threads.clone(),
             // one sequence of any length that the model takes must fit
-            max_tokens: max_tokens.max(desc.max_position_embeddings),
+            max_tokens: max_tokens.max(desc.longest_sequence()),
             isa: options.isa,
         };
         let backend = backend::open(options.device, &desc, &model.weights, &backend_options)?;
@@ -173,6 +178,7 @@ impl Embedder {
 
         let embedder = Self {
             prompt: String::new(),
+            skip_tokens: 0,
             max_seq_length,
             normalize: options.normalize,
             truncate_dim: desc.truncate_dim,
@@ -204,17 +210,19 @@ impl Embedder {
 
     /// The same model with another prompt; the empty string means none. Cheap: the weights are shared.
     ///
+    /// Where the model's pooling leaves the prompt out (`include_prompt = false`), it leaves out as many tokens
+    /// as the prompt has alone, its special tokens in front of it included.
+    ///
     /// # Errors
-    /// [`Error::Unsupported`] if the model leaves its prompts' tokens out of the pooling.
+    /// [`Error::Tokenizer`] if the tokenizer refuses the prompt.
     pub fn with_prompt(&self, prompt: impl Into<String>) -> Result<Self> {
         let prompt = prompt.into();
-        if !prompt.is_empty() && !self.shared.desc.include_prompt {
-            return Err(Error::unsupported(
-                &self.shared.dir,
-                "a prompt, with include_prompt = false in the pooling module (embed without a prompt)",
-            ));
-        }
-        Ok(Self { prompt, ..self.clone() })
+        let skip_tokens = if prompt.is_empty() || self.shared.desc.include_prompt {
+            0
+        } else {
+            self.shared.tokenizer.prompt_tokens(&prompt, self.max_seq_length)?
+        };
+        Ok(Self { prompt, skip_tokens, ..self.clone() })
     }
 
     /// The same model with one of its own prompts. Cheap: the weights are shared.
@@ -362,7 +370,7 @@ impl Embedder {
             counts.extend(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }));
             let out = &mut out[first * dim..][..window.len() * dim];
             let sequences = |i: usize| (&encodings[i].ids[..], &encodings[i].type_ids[..]);
-            self.run(window.len(), sequences, out, first, &mut non_finite)?;
+            self.run(window.len(), sequences, self.skip_tokens, out, first, &mut non_finite)?;
             first += window.len();
         }
         finite(non_finite)?;
@@ -370,7 +378,7 @@ impl Embedder {
     }
 
     /// The vectors of sequences that are tokenised already, special tokens included. Sequence `i` is
-    /// `ids[offsets[i]..offsets[i + 1]]`; token types are 0, positions count from 0. No prompt is added and
+    /// `ids[offsets[i]..offsets[i + 1]]`; token types are 0, positions are the model's. No prompt is added and
     /// nothing is cut.
     ///
     /// # Errors
@@ -403,8 +411,8 @@ impl Embedder {
             if seq.is_empty() {
                 return refuse("no ids: even an empty text has its special tokens".into());
             }
-            if seq.len() > desc.max_position_embeddings {
-                let max = desc.max_position_embeddings;
+            if seq.len() > desc.longest_sequence() {
+                let max = desc.longest_sequence();
                 return refuse(format!("{} ids, the model has {max} positions", seq.len()));
             }
             if let Some(id) = seq.iter().find(|&&id| id as usize >= desc.vocab_size) {
@@ -414,7 +422,7 @@ impl Embedder {
         let zeros = vec![0; offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)];
         let sequences = |i: usize| (&ids[offsets[i]..offsets[i + 1]], &zeros[..offsets[i + 1] - offsets[i]]);
         let mut non_finite = Vec::new();
-        self.run(rows, sequences, out, 0, &mut non_finite)?;
+        self.run(rows, sequences, 0, out, 0, &mut non_finite)?;
         finite(non_finite)
     }
 
@@ -459,11 +467,13 @@ impl Embedder {
             .max(1)
     }
 
-    /// Packs, computes and puts the vectors back in order. `first` is the caller's row of sequence 0.
+    /// Packs, computes and puts the vectors back in order. The pooling leaves out the first `skip_tokens`;
+    /// `first` is the caller's row of sequence 0.
     fn run<'a>(
         &self,
         n: usize,
         sequences: impl Fn(usize) -> (&'a [u32], &'a [u32]),
+        skip_tokens: usize,
         out: &mut [f32],
         first: usize,
         non_finite: &mut Vec<usize>,
@@ -478,6 +488,7 @@ impl Embedder {
             let Device { backend, batch: spare, vectors } = &mut *device;
             let mut batch = std::mem::take(spare);
             batch.clear();
+            batch.skip_tokens = skip_tokens;
             batch.normalize = match self.normalize {
                 Normalize::Model => self.shared.desc.normalize,
                 Normalize::Always => dim == full,
@@ -485,7 +496,7 @@ impl Embedder {
             };
             for &row in rows {
                 let (ids, type_ids) = sequences(row);
-                batch.push(row, ids, type_ids);
+                batch.push_at(row, ids, type_ids, self.shared.desc.positions.of(ids));
             }
             vectors.resize(rows.len() * full, 0.0);
             backend.submit(batch)?;
@@ -525,6 +536,10 @@ fn experiment(options: &Options, desc: &mut ModelDesc) -> Result<()> {
             let message = format!("{pooling:?}: at least one mode, each once");
             return Err(Error::InvalidOption { name: "pooling", message });
         }
+        if !desc.modules.is_empty() && *pooling != desc.pooling {
+            let message = "the model has modules behind its pooling, which take no other".into();
+            return Err(Error::InvalidOption { name: "pooling", message });
+        }
         desc.pooling.clone_from(pooling);
         desc.truncate_dim = None;
     }
@@ -532,6 +547,10 @@ fn experiment(options: &Options, desc: &mut ModelDesc) -> Result<()> {
         let all = desc.num_hidden_layers;
         if layers.get() > all {
             let message = format!("{layers}: the model has {all} layers");
+            return Err(Error::InvalidOption { name: "pooled_layers", message });
+        }
+        if layers.get() > 1 && (desc.norms == Norms::Pre || desc.layer_order().count() != all) {
+            let message = "layers of this family cannot be averaged: no norm follows each".into();
             return Err(Error::InvalidOption { name: "pooled_layers", message });
         }
         desc.pooled_layers = layers.get();

@@ -5,8 +5,10 @@ use berthier::Threads;
 use berthier::backend::cpu::Isa;
 use berthier::backend::{Backend, BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
-use berthier::model::{Activation, Family, ModelDesc, Pooling, Tensor, Weights};
-use std::collections::BTreeMap;
+use berthier::model::{
+    Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, LayerGroups, LayerWeights,
+    ModelDesc, Module, Norms, Pooling, Positions, Tensor, Weights,
+};
 use std::num::NonZeroUsize;
 
 /// Of a component, times the largest component of all vectors (at least 1): f32 sums of up to 1536 products
@@ -29,10 +31,7 @@ fn desc(hidden: usize, heads: usize, intermediate: usize, layers: usize) -> Mode
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 128,
-        prompts: BTreeMap::new(),
-        default_prompt_name: None,
-        include_prompt: true,
-        truncate_dim: None,
+        ..ModelDesc::default()
     }
 }
 
@@ -148,6 +147,7 @@ fn activations_match_reference() {
         Activation::Relu,
         Activation::Silu,
         Activation::Tanh,
+        Activation::Sigmoid,
     ] {
         let desc = ModelDesc { hidden_act, ..desc(40, 5, 61, 2) };
         check(&desc, &[3, 1, 20], true);
@@ -161,6 +161,8 @@ fn poolings_match_reference() {
         vec![Pooling::Max],
         vec![Pooling::Mean],
         vec![Pooling::MeanSqrtLen],
+        vec![Pooling::WeightedMean],
+        vec![Pooling::LastToken],
         vec![Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen],
     ] {
         for normalize in [false, true] {
@@ -203,6 +205,53 @@ fn averaged_layers_are_the_mean_of_shallower_models() {
     let (two, last, before) = (vectors(2, 3), vectors(1, 3), vectors(1, 2));
     for ((two, last), before) in two.iter().zip(last).zip(before) {
         assert!((two - (last + before) / 2.0).abs() < TOLERANCE, "{two} {last} {before}");
+    }
+}
+
+#[test]
+fn modules_match_reference() {
+    let dense = |out_features, activation, bias, use_residual| {
+        Module::Dense(Dense { out_features, bias, activation, use_residual })
+    };
+    for modules in [
+        vec![dense(24, Some(Activation::Tanh), true, false)],
+        vec![dense(24, Some(Activation::Gelu), false, true), Module::LayerNorm],
+        vec![Module::Normalize, dense(65, None, true, true), dense(7, Some(Activation::Sigmoid), true, true)],
+        vec![Module::LayerNorm, Module::Normalize, Module::LayerNorm],
+    ] {
+        for normalize in [false, true] {
+            check(&ModelDesc { modules: modules.clone(), ..desc(24, 3, 30, 1) }, &[1, 2, 31, 9], normalize);
+        }
+    }
+}
+
+#[test]
+fn families_match_reference() {
+    let seqlens = [1, 2, 31, 49, 120];
+    let bias = ModelDesc { attention_bias: AttentionBias::RelativeBuckets, ..desc(24, 3, 30, 2) };
+    check(&bias, &seqlens, true);
+    let padded = ModelDesc { positions: Positions::AfterPadding { pad: 3 }, ..desc(24, 3, 30, 2) };
+    check(&padded, &seqlens, true);
+    check(&ModelDesc { type_vocab_size: 0, ..desc(24, 3, 30, 2) }, &seqlens, true);
+    // narrower and far wider than the layers
+    for embedding_size in [7, 24, 200] {
+        check(&ModelDesc { embedding_size: Some(embedding_size), ..desc(24, 3, 30, 1) }, &seqlens, true);
+    }
+    let norms = ModelDesc { norms: Norms::Pre, ..desc(24, 3, 30, 2) };
+    check(&norms, &seqlens, true);
+    check(&ModelDesc { feed_forward: FeedForward::Gated, ..desc(24, 3, 37, 2) }, &seqlens, true);
+    let positions = Positions::Rotary { global_base: 160_000.0, local_base: 10_000.0 };
+    check(&ModelDesc { positions, ..desc(24, 3, 30, 2) }, &seqlens, true);
+    for reach in [0, 1, 7, 40, 500] {
+        let attention_span = AttentionSpan::Mixed { reach, local: vec![true, false, true] };
+        let feed_forward = FeedForward::Gated;
+        let local =
+            ModelDesc { attention_span, positions, feed_forward, type_vocab_size: 0, ..desc(40, 2, 30, 3) };
+        check(&ModelDesc { norms: Norms::Pre, ..local }, &seqlens, true);
+    }
+    for (groups, inner) in [(1, 1), (2, 1), (2, 2), (3, 1)] {
+        let layer_weights = LayerWeights::Shared(LayerGroups { groups, inner });
+        check(&ModelDesc { layer_weights, ..desc(24, 3, 30, 3) }, &seqlens, true);
     }
 }
 

@@ -176,7 +176,7 @@ fn config_values_of_the_wrong_kind() {
 #[test]
 fn no_model_type() {
     let error = error(&Toy::new().without_config("model_type"), |_| ());
-    assert_config(&error, "config.json", &["'model_type': nothing found, \"bert\" needed"]);
+    assert_config(&error, "config.json", &["'model_type': nothing found, one of \"albert\", \"bert\""]);
 }
 
 #[test]

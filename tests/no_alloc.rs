@@ -4,9 +4,11 @@
 use berthier::Threads;
 use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
-use berthier::model::{Activation, Family, ModelDesc, Pooling, Weights};
+use berthier::model::{
+    Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, ModelDesc, Module, Norms, Pooling,
+    Positions, Weights,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -40,7 +42,7 @@ static ALLOCATOR: Counting = Counting;
 // the only test of this file: another one, running beside it, would be counted too
 #[test]
 fn steady_state_allocates_nothing() {
-    let desc = ModelDesc {
+    let bert = ModelDesc {
         family: Family::Bert,
         vocab_size: 50,
         hidden_size: 40,
@@ -53,17 +55,39 @@ fn steady_state_allocates_nothing() {
         hidden_act: Activation::Gelu,
         pooled_layers: 1,
         pooling: vec![Pooling::Mean, Pooling::Max],
+        attention_bias: AttentionBias::RelativeBuckets,
+        embedding_size: Some(20),
+        modules: vec![
+            Module::Dense(Dense {
+                out_features: 100,
+                bias: true,
+                activation: Some(Activation::Tanh),
+                use_residual: true,
+            }),
+            Module::LayerNorm,
+        ],
         normalize: true,
         max_seq_length: 300,
-        prompts: BTreeMap::new(),
-        default_prompt_name: None,
-        include_prompt: true,
-        truncate_dim: None,
+        ..ModelDesc::default()
     };
-    let weights = Weights::random(&desc, 3);
+    // what the families differ in, apart from what is above
+    let modern = ModelDesc {
+        attention_bias: AttentionBias::None,
+        positions: Positions::Rotary { global_base: 1e5, local_base: 1e4 },
+        attention_span: AttentionSpan::Mixed { reach: 20, local: vec![false, true] },
+        feed_forward: FeedForward::Gated,
+        norms: Norms::Pre,
+        ..bert.clone()
+    };
+    check(&bert);
+    check(&modern);
+}
+
+fn check(desc: &ModelDesc) {
+    let weights = Weights::random(desc, 3);
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
     let options = BackendOptions { threads, max_tokens: 2000, isa: None };
-    let mut backend = open(Device::Cpu, &desc, &weights, &options).unwrap();
+    let mut backend = open(Device::Cpu, desc, &weights, &options).unwrap();
 
     let mut batch = PackedBatch { normalize: true, ..PackedBatch::default() };
     let mut out = vec![0f32; 64 * desc.dim()];

@@ -85,6 +85,14 @@ fn ids_match_reference_on_tiny_models() {
     }
 }
 
+#[test]
+fn ids_match_reference_on_families() {
+    for folder in golden::folders("families") {
+        let model = berthier::model::open(&folder.join("model")).unwrap();
+        assert_golden(&folder, &Tokenizer::load(&model.tokenizer).unwrap(), &Golden::read(&folder));
+    }
+}
+
 /// So that no folder is without a test.
 #[test]
 fn ids_match_reference_on_all_variants() {
@@ -114,8 +122,8 @@ fn rule_14_other_classes_take_the_file_unchanged() {
 }
 
 #[test]
-fn rule_14_classes_of_other_families_are_refused() {
-    for class in ["RobertaTokenizer", "XLMRobertaTokenizerFast", "MPNetTokenizerFast", "NoSuchTokenizer"] {
+fn rule_14_unknown_classes_are_refused() {
+    for class in ["T5Tokenizer", "GPT2TokenizerFast", "NoSuchTokenizer"] {
         let config = format!(r#"{{"tokenizer_class": "{class}"}}"#);
         let dir = Dir::new(&[("vocab.txt", BERT_VOCAB), ("tokenizer_config.json", &config)]);
         let error = dir.load().unwrap_err();
@@ -125,24 +133,50 @@ fn rule_14_classes_of_other_families_are_refused() {
     }
     // config.json names the class where tokenizer_config.json does not
     let dir =
-        Dir::new(&[("vocab.txt", BERT_VOCAB), ("config.json", r#"{"tokenizer_class": "RobertaTokenizer"}"#)]);
+        Dir::new(&[("vocab.txt", BERT_VOCAB), ("config.json", r#"{"tokenizer_class": "T5Tokenizer"}"#)]);
     let error = dir.load().unwrap_err();
     assert!(matches!(&error, Error::Unsupported { path, .. } if *path == dir.path("config.json")), "{error}");
+}
+
+#[test]
+fn rule_18_classes_that_need_a_json_are_refused_without_one() {
+    for class in ["RobertaTokenizer", "XLMRobertaTokenizerFast", "CamembertTokenizer", "AlbertTokenizer"] {
+        let config = format!(r#"{{"tokenizer_class": "{class}"}}"#);
+        let dir = Dir::new(&[("vocab.txt", BERT_VOCAB), ("tokenizer_config.json", &config)]);
+        assert!(matches!(dir.load(), Err(Error::MissingFile { .. })), "{class}");
+        // and with a vocabulary of another kind
+        let json = r#"{"model": {"type": "WordPiece", "vocab": {"<s>": 0}}}"#;
+        let dir = Dir::new(&[("tokenizer.json", json), ("tokenizer_config.json", &config)]);
+        assert!(
+            dir.message().contains("a WordPiece vocabulary where tokenizer_class has"),
+            "{}",
+            dir.message()
+        );
+    }
+    // the model's type names the class where nothing else does
+    for model_type in ["roberta", "xlm-roberta", "camembert", "albert"] {
+        let config = format!(r#"{{"model_type": "{model_type}"}}"#);
+        let dir = Dir::new(&[("vocab.txt", BERT_VOCAB), ("config.json", &config)]);
+        assert!(matches!(dir.load(), Err(Error::MissingFile { .. })), "{model_type}");
+    }
 }
 
 /// The special tokens around a text are those of the file's own post-processor.
 #[test]
 fn rule_14_template_is_the_files() {
-    let load = |post_processor: &str| {
+    let load_typed = |post_processor: &str, typed: bool| {
         let json = format!(
             r###"{{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {{"type": "Whitespace"}},
             "post_processor": {post_processor}, "decoder": null, "model": {{"type": "WordPiece", "unk_token": "[UNK]",
             "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": {{"[UNK]": 0, "<s>": 1, "</s>": 2,
             "hello": 3}}}}}}"###
         );
-        let config = r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#;
+        let config =
+            r#"{"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["token_type_ids"]}"#;
+        let config = if typed { config } else { r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"# };
         Dir::new(&[("tokenizer.json", &json), ("tokenizer_config.json", config)]).load()
     };
+    let load = |post_processor: &str| load_typed(post_processor, true);
     let template = |single: &str| {
         format!(
             r#"{{"type": "TemplateProcessing", "single": [{single}], "pair": [], "special_tokens":
@@ -158,6 +192,10 @@ fn rule_14_template_is_the_files() {
     let encoding = tokenizer.encode("", "hello hello x", 5).unwrap();
     assert_eq!(encoding.ids, [1, 1, 3, 3, 2]);
     assert_eq!(encoding.type_ids, [0, 0, 1, 1, 2]);
+    // the types go into the model only where the tokenizer is said to give them
+    let untyped = load_typed(&template(&format!("{bos}, {bos}, {text}, {eos}")), false).unwrap();
+    assert_eq!((untyped.highest_type_id(), tokenizer.highest_type_id()), (0, 2));
+    assert_eq!(untyped.encode("", "hello hello x", 5).unwrap().type_ids, [0; 5]);
     assert_eq!(encoding.total_tokens, 6);
 
     let bert = r#"{"type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1]}"#;

@@ -3,6 +3,7 @@
 
     pip install -r tools/requirements-fixtures.txt
     python tools/fixtures.py MINILM_DIR [--out tests/fixtures]
+    python tools/fixtures.py --only families
 
 MINILM_DIR holds all-MiniLM-L6-v2 in the sentence-transformers layout. Everything is computed on the CPU, in
 float32, on one thread, one text at a time; a second run gives the same ids, and the same vectors up to the
@@ -12,9 +13,12 @@ rounding of the machine's torch.
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
+import struct
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -26,10 +30,31 @@ import sentence_transformers
 import tokenizers
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import BertConfig, BertModel, BertTokenizer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling, Transformer
+from transformers import (
+    AlbertConfig,
+    AlbertTokenizer,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CamembertConfig,
+    CamembertTokenizer,
+    DistilBertConfig,
+    DistilBertTokenizer,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    MPNetTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaTokenizer,
+)
 
 # ---------------------------------------------------------------------------------------------- texts
 
@@ -324,18 +349,22 @@ def random_bert(seed, hidden, heads, intermediate, layers, act, positions=48):
         attention_probs_dropout_prob=0.1,
     )
     model = BertModel(config).eval()
-    # far from the usual initialisation: every weight must matter, biases and layernorms included
+    randomize(model)
+    return config, model
+
+
+def randomize(model):
+    """Far from the usual initialisation: every weight must matter, biases and layernorms included."""
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "LayerNorm.weight" in name:
+            if name.lower().endswith("norm.weight"):
                 p.copy_(1 + 0.3 * torch.randn_like(p))
             elif p.dim() == 1:
                 p.copy_(0.3 * torch.randn_like(p))
-            elif "embeddings" in name:
+            elif "embeddings" in name and "project" not in name or "relative_attention_bias" in name:
                 p.copy_(0.7 * torch.randn_like(p))
             else:
                 p.copy_(1.5 / p.shape[1] ** 0.5 * torch.randn_like(p))
-    return config, model
 
 
 def write_vocab(path, vocab=VOCAB):
@@ -484,6 +513,302 @@ def tiny_models(out, scratch):
         print(f"{name}: dim {vectors.shape[1]}, batch against single {difference:.1e}, max |v| {np.abs(vectors).max():.2f}")
 
 
+# ------------------------------------------------------------------------------ families and module chains
+
+# For the families: what their tokenizers differ in, on top of the tiny texts.
+FAMILY_TEXTS = TINY_TEXTS + [
+    "a",
+    "<s> a <mask> b </s> <pad> c <unk>",
+    "<pad>the <pad> cat",
+    "the cat <mask>, hello<mask>world",
+    "``quoted'' \uff21\uff22 \u2460 ﬁ \u00bd",
+    " hello",
+    "hello ",
+    "it's he'll WE'VE don't 1234 12,345.67",
+    "the cat sat on the mat and ran over the dog " * 20,
+]
+
+
+def golden(out, name, texts):
+    """Token ids and vectors of the directory out/name/model."""
+    loaded = load(out / name / "model")
+    prompt = loaded.prompts.get(loaded.default_prompt_name) or "" if loaded.default_prompt_name else ""
+    rows = golden_rows(loaded, [(f"text {i}", t) for i, t in enumerate(texts)], prompt)
+    vectors, difference = vectors_of(loaded, texts)
+    head = {
+        "versions": versions(),
+        "max_seq_length": loaded.max_seq_length,
+        "dim": vectors.shape[1],
+        "prompt": prompt,
+        "batch_against_single": difference,
+    }
+    dump_rows(out / name / "golden.json", head, "rows", rows)
+    vectors.tofile(out / name / "golden.f32")
+    size = sum(f.stat().st_size for f in (out / name).rglob("*") if f.is_file())
+    lengths = sorted({len(r["ids"]) for r in rows})
+    print(f"{name}: dim {vectors.shape[1]}, lengths {lengths[0]}..{lengths[-1]}, batch against single {difference:.1e}, "
+          f"max |v| {np.abs(vectors).max():.2f}, {size // 1024} KiB")
+
+
+CLASSIC_TYPES = {
+    "Transformer": "sentence_transformers.models.Transformer",
+    "Pooling": "sentence_transformers.models.Pooling",
+    "Dense": "sentence_transformers.models.Dense",
+    "LayerNorm": "sentence_transformers.models.LayerNorm.LayerNorm",
+    "Normalize": "sentence_transformers.models.Normalize",
+}
+
+
+def save_chain(directory, plain, chain, old_names=False, **kwargs):
+    """The encoder in `plain` and the modules behind it, as sentence-transformers 6 writes them; or with the
+    names and keys of versions before 5.4."""
+    whole = SentenceTransformer(modules=[Transformer(str(plain)), *chain], device="cpu", **kwargs)
+    whole.save(str(directory), create_model_card=False)
+    if not old_names:
+        return
+    modules = json.loads((directory / "modules.json").read_text())
+    for module in modules:
+        kind = module["type"].split(".")[-1]
+        module["type"] = CLASSIC_TYPES[kind]
+        path = directory / module["path"] / "config.json"
+        if kind == "Dense":
+            config = json.loads(path.read_text())
+            dump(path, {k: v for k, v in config.items() if not k.startswith("module_")})
+        elif kind == "Normalize" and path.exists():
+            shutil.rmtree(path.parent)
+    dump(directory / "modules.json", modules)
+
+
+def chains(out, scratch):
+    """Module chains behind a small BERT."""
+    every = list(Pooling.POOLING_MODES)
+    identity = torch.nn.Identity()
+    prompt = {"prompts": {"query": "the quick: "}, "default_prompt_name": "query"}
+    # name: (modules for the width 24, how to save)
+    specs = {
+        "bert-weightedmean-lasttoken": ([Pooling(24, ["weightedmean", "lasttoken"]), Normalize()], {}),
+        "bert-without-prompt": ([Pooling(24, every, include_prompt=False)], prompt),
+        "bert-dense-old-names": ([Pooling(24, "cls"), Dense(24, 20), LayerNorm(20), Normalize()], {"old_names": True}),
+        "bert-modules": ([
+            Pooling(24, "mean"),
+            Dense(24, 24, activation_function=torch.nn.GELU(), use_residual=True),
+            LayerNorm(24),
+            Dense(24, 10, bias=False, activation_function=identity, use_residual=True),
+            Normalize(),
+            Dense(10, 37, activation_function=torch.nn.SiLU()),
+            Normalize(),
+            Normalize(),
+        ], {}),
+        "bert-pooled-twice": ([
+            Pooling(24, "cls"), Normalize(), Pooling(24, ["max", "max"]), Dense(48, 9, activation_function=torch.nn.Sigmoid()),
+            Dense(9, 12, activation_function=torch.nn.ReLU()),
+        ], {}),
+        "bert-truncated": ([Pooling(24, "mean"), Normalize()], {"truncate_dim": 10}),
+    }
+    config, model = random_bert(50, 24, 3, 40, 1, "gelu")
+    plain = scratch / "bert-plain"
+    model.save_pretrained(plain)
+    write_vocab(plain / "vocab.txt")
+    BertTokenizer(vocab=str(plain / "vocab.txt"), model_max_length=40).save_pretrained(plain)
+    for seed, (name, (chain, how)) in enumerate(specs.items()):
+        torch.manual_seed(100 + seed)
+        for module in chain:
+            randomize(module)
+        save_chain(out / name / "model", plain, chain, **how)
+        golden(out, name, TINY_TEXTS)
+
+
+def byte_level_bpe(size):
+    """Vocabulary and merges of a byte-level BPE over the texts."""
+    tok = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tok.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tok.train_from_iterator(FAMILY_TEXTS, trainer)
+    model = json.loads(tok.to_str())["model"]
+    vocab = {**model["vocab"], "<mask>": len(model["vocab"])}
+    return vocab, [tuple(m) for m in model["merges"]]
+
+
+def unigram_pieces(size):
+    """Pieces of a Unigram model of the texts with their scores: frequent parts of words, and all letters of the
+    words that occur twice. Counted and not trained: the trainer gives another model each time."""
+    counts = Counter()
+    for word in " ".join(FAMILY_TEXTS + [t.lower() for t in FAMILY_TEXTS]).split():
+        word = "\u2581" + word[:40]
+        for i in range(len(word)):
+            counts.update(word[i:j] for j in range(i + 1, min(i + 7, len(word)) + 1))
+    worth = sorted(counts, key=lambda p: (len(p) > 1, -counts[p] * len(p), p))
+    letters = [p for p in worth if len(p) == 1 and counts[p] > 1]
+    parts = [p for p in worth if len(p) > 1]
+    total = sum(counts.values())
+    pieces = letters + parts[: size - len(letters)]
+    return [(p, round(math.log(counts[p] / total), 4)) for p in pieces]
+
+
+def charsmap(pairs):
+    """A character map as sentencepiece compiles it: a trie (double array, of the kind of darts-clone) of UTF-8 bytes
+    and, behind it, what the characters become."""
+    blob, trie = b"", {}
+    for key, value in sorted(pairs.items()):
+        node = trie
+        for byte in key.encode():
+            node = node.setdefault(byte, {})
+        node[0] = len(blob)
+        blob += value.encode() + b"\0"
+    units, free = {0: 0}, lambda at: at not in units
+
+    def place(at, node):
+        base = next(b for b in range(1, 1 << 20) if all(free(b ^ label) for label in node))
+        units[at] |= (at ^ base) << 10 | (0 in node) << 8
+        for label, child in node.items():
+            units[base ^ label] = child | 1 << 31 if label == 0 else label
+        for label, child in node.items():
+            if label:
+                place(base ^ label, child)
+
+    place(0, trie)
+    size = max(units) // 256 * 256 + 256
+    array = struct.pack(f"<{size}I", *(units.get(i, 0) for i in range(size)))
+    return struct.pack("<I", len(array)) + array + blob
+
+
+def specials(*names):
+    return [(name, 0.0) for name in names]
+
+
+def modernberts():
+    """Two of them, whose texts are far longer than the local attention reaches."""
+    names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    tok = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tok.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    tok.train_from_iterator(FAMILY_TEXTS, tokenizers.trainers.BpeTrainer(
+        vocab_size=290, special_tokens=names, initial_alphabet=alphabet, show_progress=False))
+    tok.normalizer = tokenizers.normalizers.NFC()
+    tok.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tok, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+        mask_token="[MASK]", model_max_length=100)
+    common = {"vocab_size": 290, "max_position_embeddings": 100, "pad_token_id": 3, "cls_token_id": 1, "sep_token_id": 2,
+              "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 4}
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0}}
+    return {
+        "modernbert": (
+            ModernBertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=27, local_attention=16, **common),
+            tokenizer,
+        ),
+        "modernbert-old-keys": (
+            ModernBertConfig(hidden_size=24, num_attention_heads=1, intermediate_size=20, local_attention=7,
+                             rope_parameters=rope, global_attn_every_n_layers=2, **common),
+            tokenizer,
+        ),
+    }
+
+
+def old_modernbert(directory):
+    """With the keys of transformers 4, and as a task model's checkpoint."""
+    config = json.loads((directory / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    del config["layer_types"]
+    config.update({
+        "global_rope_theta": rope["full_attention"]["rope_theta"],
+        "local_rope_theta": rope["sliding_attention"]["rope_theta"],
+        "global_attn_every_n_layers": 2,
+    })
+    dump(directory / "config.json", config)
+    state = load_file(directory / "model.safetensors")
+    save_file({"model." + k: v for k, v in state.items()}, directory / "model.safetensors", {"format": "pt"})
+
+
+def families(out, scratch):
+    chains(out, scratch)
+    limits = {"model_max_length": 40}
+    characters = charsmap({"\uff21": "A", "\uff22": "B", "\u2460": "1", "ﬁ": "fi", "½": "1/2", "\xfc": "ue", "☃": "cat"})
+    bpe, merges = byte_level_bpe(300)
+    pieces = unigram_pieces(150)
+    xlm = specials("<s>", "<pad>", "</s>", "<unk>") + pieces + specials("<mask>")
+    camembert = specials("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>") + pieces
+    albert = specials("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]") + pieces
+    mpnet = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"] + VOCAB[5:]
+    wordpiece = {t: i for i, t in enumerate(VOCAB)}
+    size = {"num_hidden_layers": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    roberta = {**size, "max_position_embeddings": 42, "type_vocab_size": 1}
+    # name: (configuration, tokenizer)
+    specs = {
+        "roberta": (
+            RobertaConfig(vocab_size=len(bpe), hidden_size=48, num_attention_heads=3, intermediate_size=70, **roberta),
+            RobertaTokenizer(vocab=bpe, merges=merges, **limits),
+        ),
+        "roberta-prefix-space": (
+            RobertaConfig(vocab_size=len(bpe), hidden_size=24, num_attention_heads=1, intermediate_size=40, **roberta),
+            RobertaTokenizer(vocab=bpe, merges=merges, add_prefix_space=True, **limits),
+        ),
+        "xlm-roberta": (
+            XLMRobertaConfig(vocab_size=len(xlm), hidden_size=48, num_attention_heads=2, intermediate_size=70, **roberta),
+            XLMRobertaTokenizer(vocab=xlm, _spm_precompiled_charsmap=characters, **limits),
+        ),
+        "camembert": (
+            CamembertConfig(vocab_size=len(camembert) + 1, hidden_size=32, num_attention_heads=1, intermediate_size=52,
+                            **{**roberta, "num_hidden_layers": 1}),
+            CamembertTokenizer(vocab=camembert + specials("<mask>"), **limits),
+        ),
+        "distilbert": (
+            DistilBertConfig(vocab_size=len(VOCAB), dim=64, n_heads=2, hidden_dim=76, n_layers=1, activation="gelu",
+                             max_position_embeddings=44),
+            DistilBertTokenizer(vocab=wordpiece, **limits),
+        ),
+        "mpnet": (
+            MPNetConfig(vocab_size=len(mpnet), hidden_size=48, num_attention_heads=3, intermediate_size=70,
+                        max_position_embeddings=132, **size),
+            MPNetTokenizer(vocab={t: i for i, t in enumerate(mpnet)}, model_max_length=130),
+        ),
+        "electra": (
+            ElectraConfig(vocab_size=len(VOCAB), embedding_size=20, hidden_size=48, num_attention_heads=2,
+                          intermediate_size=70, max_position_embeddings=40, **size),
+            BertTokenizer(vocab=wordpiece, **limits),
+        ),
+        "electra-one-width": (
+            ElectraConfig(vocab_size=len(VOCAB), embedding_size=24, hidden_size=24, num_attention_heads=3,
+                          intermediate_size=40, max_position_embeddings=40, **size),
+            BertTokenizer(vocab=wordpiece, do_lower_case=False, **limits),
+        ),
+        "albert": (
+            AlbertConfig(vocab_size=len(albert), embedding_size=16, hidden_size=48, num_attention_heads=3,
+                         intermediate_size=70, max_position_embeddings=40,
+                         **{**size, "num_hidden_layers": 3, "hidden_act": "gelu_new"}),
+            AlbertTokenizer(vocab=albert, **limits),
+        ),
+        "albert-groups": (
+            AlbertConfig(vocab_size=len(albert), embedding_size=32, hidden_size=32, num_attention_heads=2,
+                         intermediate_size=40, max_position_embeddings=40, num_hidden_groups=2, inner_group_num=2,
+                         **{**size, "num_hidden_layers": 3}),
+            AlbertTokenizer(vocab=albert, do_lower_case=False, keep_accents=True,
+                            _spm_precompiled_charsmap=characters, **limits),
+        ),
+    }
+    specs.update(modernberts())
+    poolings = ["mean", "cls", "max"]
+    for seed, (name, (config, tokenizer)) in enumerate(specs.items()):
+        torch.manual_seed(200 + seed)
+        model = AutoModel.from_config(config).eval()
+        randomize(model)
+        plain = scratch / name
+        model.save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        chain = [Pooling(config.hidden_size, poolings[seed % 3])] + [Normalize()] * (seed % 2)
+        save_chain(out / name / "model", plain, chain)
+        if name == "modernbert-old-keys":
+            old_modernbert(out / name / "model")
+        golden(out, name, FAMILY_TEXTS)
+
+
 # --------------------------------------------------------------------------------- tokenizer variants
 
 
@@ -585,20 +910,29 @@ def tokenizer_variants(out, scratch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("minilm", type=Path, help="directory of all-MiniLM-L6-v2")
+    parts = ("minilm", "tiny", "tokenizers", "families")
+    parser.add_argument("minilm", type=Path, nargs="?", help="directory of all-MiniLM-L6-v2")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="the folders to write")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "fixtures")
     args = parser.parse_args()
+    if "minilm" in args.only and args.minilm is None:
+        parser.error("the directory of all-MiniLM-L6-v2 is needed for the folder minilm")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for part in ("minilm", "tiny", "tokenizers"):
+    for part in args.only:
         shutil.rmtree(args.out / part, ignore_errors=True)
     dump(args.out / "tiny_texts.json", TINY_TEXTS)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer_variants(args.out, Path(scratch))
-        tiny_models(args.out, Path(scratch))
-    minilm(args.minilm, args.out)
+        if "tokenizers" in args.only:
+            tokenizer_variants(args.out, Path(scratch))
+        if "tiny" in args.only:
+            tiny_models(args.out, Path(scratch))
+        if "families" in args.only:
+            families(args.out / "families", Path(scratch))
+    if "minilm" in args.only:
+        minilm(args.minilm, args.out)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ pub struct PackedBatch {
     pub rows: Vec<usize>,
     /// Whether the vectors are divided by their L2 norm.
     pub normalize: bool,
+    /// Tokens at the start of every sequence that the pooling leaves out.
+    pub skip_tokens: usize,
 }
 
 impl PackedBatch {
@@ -62,13 +64,28 @@ impl PackedBatch {
     /// # Panics
     /// If `type_ids` and `ids` differ in length, or 2³² tokens are exceeded.
     pub fn push(&mut self, row: usize, ids: &[u32], type_ids: &[u32]) {
+        self.push_at(row, ids, type_ids, 0..ids.len() as u32);
+    }
+
+    /// As [`push`](Self::push), with positions of the model's own.
+    ///
+    /// # Panics
+    /// As [`push`](Self::push), and if there is not one position per token.
+    pub fn push_at(
+        &mut self,
+        row: usize,
+        ids: &[u32],
+        type_ids: &[u32],
+        positions: impl IntoIterator<Item = u32>,
+    ) {
         assert_eq!(ids.len(), type_ids.len(), "one type per token");
         if self.cu_seqlens.is_empty() {
             self.cu_seqlens.push(0);
         }
         self.ids.extend_from_slice(ids);
         self.type_ids.extend_from_slice(type_ids);
-        self.positions.extend(0..ids.len() as u32);
+        self.positions.extend(positions);
+        assert_eq!(self.positions.len(), self.ids.len(), "one position per token");
         self.cu_seqlens.push(u32::try_from(self.ids.len()).expect("a batch holds fewer than 2^32 tokens"));
         self.max_seqlen = self.max_seqlen.max(ids.len());
         self.rows.push(row);

@@ -84,6 +84,21 @@ impl Tensor {
         }
     }
 
+    /// The rows `rows` of a matrix, as a tensor of their own.
+    ///
+    /// # Panics
+    /// If the tensor is no matrix or does not have these rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        assert!(self.shape.len() == 2 && rows.end <= self.shape[0], "{}: rows of a matrix", self.name);
+        let row_bytes = self.shape[1] * self.dtype.size();
+        let start = self.range.start + rows.start * row_bytes;
+        Self {
+            shape: vec![rows.len(), self.shape[1]],
+            range: start..start + rows.len() * row_bytes,
+            ..self.clone()
+        }
+    }
+
     /// Its name in the file.
     pub fn name(&self) -> &str {
         &self.name
@@ -173,7 +188,9 @@ struct Entry {
 
 impl Checkpoint {
     /// Maps `model.safetensors` or the shards of `model.safetensors.index.json` in `dir` (rule 34).
-    pub(crate) fn open(dir: &Path) -> Result<Self> {
+    ///
+    /// `convert` is the Python that makes the file of a pickle in the folder `DIR`, for the message.
+    pub(crate) fn open(dir: &Path, convert: &str) -> Result<Self> {
         let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
         if exists(&single)? {
             let (bytes, tensors) = open_file(&single, 0)?;
@@ -185,11 +202,10 @@ impl Checkpoint {
         let what = if dir.join("pytorch_model.bin").exists()
             || dir.join("pytorch_model.bin.index.json").exists()
         {
-            let dir = dir.display();
+            let python = convert.replace("DIR", &dir.display().to_string());
             format!(
                 "the weights are in pytorch_model.bin, which can run code when read; convert them once:\n  \
-                 python -c \"from transformers import AutoModel; \
-                 AutoModel.from_pretrained('{dir}').save_pretrained('{dir}')\""
+                 python -c \"{python}\""
             )
         } else {
             format!("the weights of the model, as {WEIGHTS} or {WEIGHTS_INDEX} with its shards")

@@ -1,16 +1,16 @@
-//! The JSON files of a model directory: which modules, in which order, with which choices.
+//! A model directory: which layout, which encoder, and what sentence-transformers says of text and prompts.
 //!
 //! Knows the two layouts (sentence-transformers and plain transformers) and hands the encoder's own
-//! `config.json` to its family. The rule numbers are those of `docs/loading.md`.
+//! `config.json` to its family, `modules.json` to `chain`. The rule numbers are those of `docs/loading.md`.
 
-use super::checkpoint::{Checkpoint, is_inside};
+use super::chain::Chain;
+use super::checkpoint::Checkpoint;
+use super::encoder::{Names, Settings};
 use super::json::{Object, exists};
-use super::{Model, ModelDesc, Pooling, TokenizerDesc, bert};
+use super::{Family, Model, ModelDesc, TokenizerDesc, Weights};
+use super::{albert, bert, distilbert, electra, modernbert, mpnet, roberta};
 use crate::error::{Error, Result};
-use std::path::{Path, PathBuf};
-
-/// What this version computes, for the message of what it does not.
-const KNOWN_MODULES: &str = "this version computes Transformer, Pooling and Normalize";
+use std::path::Path;
 
 /// The names that sentence-transformers has looked for its transformer module's file under (rule 6).
 const TRANSFORMER_CONFIGS: [&str; 7] = [
@@ -23,15 +23,9 @@ const TRANSFORMER_CONFIGS: [&str; 7] = [
     "sentence_xlnet_config.json",
 ];
 
-/// The flags of a classic pooling file, in the order in which their vectors are joined (rule 43).
-const CLASSIC_POOLING: [(&str, &str); 6] = [
-    ("pooling_mode_cls_token", "cls"),
-    ("pooling_mode_max_tokens", "max"),
-    ("pooling_mode_mean_tokens", "mean"),
-    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
-    ("pooling_mode_weightedmean_tokens", "weightedmean"),
-    ("pooling_mode_lasttoken", "lasttoken"),
-];
+/// Makes `model.safetensors` of `pytorch_model.bin`.
+const CONVERT: &str =
+    "from transformers import AutoModel; AutoModel.from_pretrained('DIR').save_pretrained('DIR')";
 
 /// Reads and checks a model directory, in the sentence-transformers or the plain transformers layout.
 ///
@@ -72,10 +66,13 @@ pub fn open(dir: &Path) -> Result<Model> {
         }
     };
     check_transformer(&transformer)?;
-    desc.max_seq_length = max_seq_length(home, &transformer, &desc, &mut warnings)?;
+    desc.max_seq_length = max_seq_length(home, &config, &transformer, &desc, &mut warnings)?;
 
-    let checkpoint = Checkpoint::open(home)?;
-    let weights = bert::weights(&checkpoint, &desc, &mut warnings)?;
+    let checkpoint = Checkpoint::open(home, CONVERT)?;
+    let mut weights = weights(&checkpoint, &desc, &mut warnings)?;
+    if let Some(chain) = &chain {
+        weights.modules = chain.weights(&desc)?;
+    }
     let tokenizer = TokenizerDesc {
         dir: home.into(),
         do_lower_case: transformer.bool("do_lower_case")?.unwrap_or(false),
@@ -117,11 +114,58 @@ fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<ModelDesc> {
             config.path().display()
         ));
     }
-    match config.string("model_type")? {
-        Some("bert") => bert::describe(config, warnings),
-        Some(_) => Err(config.unsupported("model_type", "this version computes \"bert\"")),
-        None => Err(config.wrong("model_type", "\"bert\"")),
+    let mut settings = Settings { config, warnings };
+    settings.refuse_what_no_encoder_has()?;
+    let Some(name) = config.string("model_type")? else {
+        return Err(config.wrong("model_type", &known_families()));
+    };
+    let Some((_, family, _)) = FAMILIES.iter().find(|(known, ..)| *known == name) else {
+        return Err(config.unsupported("model_type", &format!("this version computes {}", known_families())));
+    };
+    match family {
+        Family::Albert => albert::describe(&mut settings),
+        Family::Bert => bert::describe(&mut settings),
+        Family::DistilBert => distilbert::describe(&mut settings),
+        Family::Electra => electra::describe(&mut settings),
+        Family::ModernBert => modernbert::describe(&mut settings),
+        Family::MpNet => mpnet::describe(&mut settings),
+        Family::Camembert | Family::Roberta | Family::XlmRoberta => roberta::describe(&mut settings, *family),
     }
+}
+
+/// `model_type` of each family, and what its task models put before the encoder's tensors (rule 31).
+const FAMILIES: [(&str, Family, &str); 9] = [
+    ("albert", Family::Albert, "albert."),
+    ("bert", Family::Bert, "bert."),
+    ("camembert", Family::Camembert, "roberta."),
+    ("distilbert", Family::DistilBert, "distilbert."),
+    ("electra", Family::Electra, "electra."),
+    ("modernbert", Family::ModernBert, "model."),
+    ("mpnet", Family::MpNet, "mpnet."),
+    ("roberta", Family::Roberta, "roberta."),
+    ("xlm-roberta", Family::XlmRoberta, "roberta."),
+];
+
+fn known_families() -> String {
+    format!("one of {}", FAMILIES.map(|(name, ..)| format!("\"{name}\"")).join(", "))
+}
+
+/// Every tensor of the encoder. What is left over and is no known head is said in `warnings`.
+fn weights(checkpoint: &Checkpoint, desc: &ModelDesc, warnings: &mut Vec<String>) -> Result<Weights> {
+    let prefix = FAMILIES.iter().find(|(_, family, _)| *family == desc.family).map_or("", |f| f.2);
+    let mut names = Names::new(checkpoint, prefix);
+    let weights = match desc.family {
+        Family::Albert => albert::weights(&mut names, desc),
+        Family::DistilBert => distilbert::weights(&mut names, desc),
+        Family::Electra => electra::weights(&mut names, desc),
+        Family::ModernBert => modernbert::weights(&mut names, desc),
+        Family::MpNet => mpnet::weights(&mut names, desc),
+        Family::Bert | Family::Camembert | Family::Roberta | Family::XlmRoberta => {
+            bert::weights(&mut names, desc)
+        }
+    }?;
+    warnings.extend(names.leftovers());
+    Ok(weights)
 }
 
 /// The file of the transformer module, or an empty object: none of its keys is required (rule 7).
@@ -155,22 +199,26 @@ fn check_transformer(config: &Object) -> Result<()> {
     }
 }
 
-/// Rule 8, and a clamp where the reference would fail on the first long text.
+/// Rules 8 and 9: a clamp where the reference would fail on the first long text.
 fn max_seq_length(
     home: &Path,
+    encoder: &Object,
     transformer: &Object,
     desc: &ModelDesc,
     warnings: &mut Vec<String>,
 ) -> Result<usize> {
-    let positions = desc.max_position_embeddings;
-    if let Some(length) = transformer.size("max_seq_length")? {
+    let positions = desc.longest_sequence();
+    let mut clamp = |config: &Object, key: &str, length: usize| {
         if length > positions {
             warnings.push(format!(
-                "{}: 'max_seq_length' {length} is more than the model's {positions} positions: {positions} used",
-                transformer.path().display()
+                "{}: '{key}' {length} is more than the model's {positions} positions: {positions} used",
+                config.path().display()
             ));
         }
-        return Ok(length.min(positions));
+        length.min(positions)
+    };
+    if let Some(length) = transformer.size("max_seq_length")? {
+        return Ok(clamp(transformer, "max_seq_length", length));
     }
     let tokenizer = Object::read_or_empty(&home.join("tokenizer_config.json"))?;
     let key = if tokenizer.get("model_max_length").is_some() { "model_max_length" } else { "max_len" };
@@ -179,7 +227,13 @@ fn max_seq_length(
     if length < 1.0 {
         return Err(tokenizer.wrong(key, "a number from 1"));
     }
-    Ok(if length < positions as f64 { length as usize } else { positions })
+    let rows = desc.max_position_embeddings;
+    Ok(if length < rows as f64 {
+        clamp(&tokenizer, key, length as usize)
+    } else {
+        // the reference's limit, which is too high where the first rows are no positions (rule 9)
+        clamp(encoder, "max_position_embeddings", rows)
+    })
 }
 
 /// `config_sentence_transformers.json` (rules 4, 52 and 54).
@@ -214,143 +268,4 @@ fn prompts_and_dim(dir: &Path, desc: &mut ModelDesc, warnings: &mut Vec<String>)
         dim => desc.truncate_dim = dim,
     }
     Ok(())
-}
-
-/// `modules.json` as far as it is computed: a transformer, a pooling, any number of normalisations.
-#[derive(Debug)]
-struct Chain {
-    transformer: PathBuf,
-    pooling: PathBuf,
-    normalize: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Module {
-    Transformer,
-    Pooling,
-    Normalize,
-}
-
-impl Chain {
-    fn read(dir: &Path, path: &Path) -> Result<Self> {
-        let (mut transformer, mut pooling, mut normalize) = (None, None, false);
-        for entry in Object::read_list(path)? {
-            let Some(type_name) = entry.string("type")? else {
-                return Err(entry.wrong("type", "the name of a module"));
-            };
-            let module = module(type_name).ok_or_else(|| entry.unsupported("type", KNOWN_MODULES))?;
-            let folder = entry.string("path")?.unwrap_or_default();
-            if !is_inside(folder) {
-                return Err(entry.wrong("path", "a folder inside the model directory"));
-            }
-            let folder = if folder.is_empty() { dir.to_path_buf() } else { dir.join(folder) };
-            let order = || entry.unsupported("type", "the order computed is Transformer, Pooling, Normalize");
-            match module {
-                Module::Transformer if transformer.is_none() => transformer = Some(folder),
-                Module::Pooling if transformer.is_some() && pooling.is_none() => {
-                    pooling = Some(folder);
-                }
-                // twice is the same as once; the folder may be missing (rule 5)
-                Module::Normalize if pooling.is_some() => normalize = true,
-                Module::Transformer | Module::Pooling | Module::Normalize => return Err(order()),
-            }
-        }
-        match (transformer, pooling) {
-            (Some(transformer), Some(pooling)) => Ok(Self { transformer, pooling, normalize }),
-            (None, _) => Err(Error::config(path, "no Transformer module")),
-            (_, None) => Err(Error::config(path, "no Pooling module: token vectors are no sentence vector")),
-        }
-    }
-
-    /// Puts the pooling and the normalisation into the description.
-    fn apply(&self, desc: &mut ModelDesc, warnings: &mut Vec<String>) -> Result<()> {
-        let path = self.pooling.join("config.json");
-        if !exists(&path)? {
-            return Err(Error::MissingFile { path, what: "the configuration of the Pooling module".into() });
-        }
-        let config = Object::read(&path)?;
-        desc.pooling = pooling(&config, warnings)?;
-        desc.include_prompt = config.bool("include_prompt")?.unwrap_or(true);
-        desc.normalize = self.normalize;
-        for key in ["embedding_dimension", "word_embedding_dimension"] {
-            if let Some(width) = config.size(key)?
-                && width != desc.hidden_size
-            {
-                warnings.push(format!(
-                    "{}: '{key}' is {width}, the encoder's hidden_size {}: the latter used",
-                    path.display(),
-                    desc.hidden_size
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A module by its Python path, as any version of sentence-transformers wrote it (rule 2).
-fn module(type_name: &str) -> Option<Module> {
-    let rest = type_name.strip_prefix("sentence_transformers.")?;
-    let rest = ["models.", "base.modules.", "sentence_transformer.modules."]
-        .iter()
-        .find_map(|package| rest.strip_prefix(package))?;
-    // `Pooling`, or the full path `pooling.Pooling`
-    let class = match rest.split_once('.') {
-        Some((file, class)) if file.eq_ignore_ascii_case(class) => class,
-        Some(_) => return None,
-        None => rest,
-    };
-    match class {
-        // BERT: the transformer module's name in 2019, which sentence-transformers itself no longer reads
-        "Transformer" | "BERT" => Some(Module::Transformer),
-        "Pooling" => Some(Module::Pooling),
-        "Normalize" => Some(Module::Normalize),
-        _ => None,
-    }
-}
-
-/// The pooling modes in the order in which their vectors are joined (rules 42 to 44).
-fn pooling(config: &Object, warnings: &mut Vec<String>) -> Result<Vec<Pooling>> {
-    let needed = "\"cls\", \"max\", \"mean\", \"mean_sqrt_len_tokens\" or a list of these";
-    let mut modes = Vec::new();
-    let mut push = |key: &str, name: &str| {
-        let mode = match name {
-            "cls" => Pooling::Cls,
-            "max" => Pooling::Max,
-            "mean" => Pooling::Mean,
-            "mean_sqrt_len_tokens" => Pooling::MeanSqrtLen,
-            "weightedmean" | "lasttoken" => {
-                return Err(config.unsupported(key, &format!("pooling '{name}' is not computed")));
-            }
-            _ => return Err(config.wrong(key, needed)),
-        };
-        if modes.contains(&mode) {
-            return Err(config.unsupported(key, "each pooling once"));
-        }
-        modes.push(mode);
-        Ok(())
-    };
-    let key = "pooling_mode";
-    if let Some(value) = config.get(key) {
-        if let Some(name) = value.as_str() {
-            push(key, name)?;
-        } else if let Some(list) = value.as_array().filter(|list| !list.is_empty()) {
-            for name in list {
-                push(key, name.as_str().ok_or_else(|| config.wrong(key, needed))?)?;
-            }
-        } else {
-            return Err(config.wrong(key, needed));
-        }
-        return Ok(modes);
-    }
-    for (flag, name) in CLASSIC_POOLING {
-        if config.bool(flag)? == Some(true) {
-            push(flag, name)?;
-        }
-    }
-    if modes.is_empty() {
-        let path = config.path().display();
-        warnings.push(format!("{path}: no pooling mode: mean assumed, as sentence-transformers does"));
-        modes.push(Pooling::Mean);
-    }
-    Ok(modes)
 }

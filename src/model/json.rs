@@ -80,6 +80,13 @@ impl Object {
         })
     }
 
+    /// An id: a whole number from 0 to 2³¹ − 1.
+    pub(super) fn index(&self, key: &str) -> Result<Option<u32>> {
+        self.typed(key, "a whole number from 0 to 2147483647", |v| {
+            v.as_u64().filter(|&n| n <= MAX_SIZE).map(|n| n as u32)
+        })
+    }
+
     /// A finite number.
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", |v| v.as_f64().filter(|n| n.is_finite()))

@@ -1,47 +1,31 @@
 //! The tokenizer's files, and which of them wins (rules 12 to 23 of `docs/loading.md`).
 //!
 //! The reference is transformers 5: it rebuilds the tokenizers of the BERT kind from `tokenizer_config.json`,
-//! taking no more than vocabulary, added tokens and truncation side from `tokenizer.json`. Knows files; knows
-//! nothing of how the tokenizer is built.
+//! taking no more than vocabulary, added tokens and truncation side from `tokenizer.json`; of the other kinds it
+//! also replaces parts, which `rebuild` does. Knows files; knows nothing of how the tokenizer is built.
 
 use super::Side;
+use super::class::{CAMEMBERT_EXTRA, CLASS_OF_MODEL, CLASSES, Class};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-
-/// Classes that transformers builds as BERT's, whatever `tokenizer.json` says of normalisation.
-const BERT_CLASSES: [&str; 6] = [
-    "BertTokenizer",
-    "DistilBertTokenizer",
-    "ElectraTokenizer",
-    "LayoutLMTokenizer",
-    "MobileBertTokenizer",
-    "SqueezeBertTokenizer",
-];
-/// Classes for which `tokenizer.json` is used as it is.
-const UNCHANGED_CLASSES: [&str; 3] = ["PreTrainedTokenizer", "PythonBackend", "TokenizersBackend"];
 
 /// Keys of the special tokens, in the order in which the reference adds those that are not there.
 const SPECIAL_KEYS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Special tokens of the BERT classes where no file names them.
-const BERT_SPECIALS: [(&str, &str); 5] = [
-    ("unk_token", "[UNK]"),
-    ("sep_token", "[SEP]"),
-    ("pad_token", "[PAD]"),
-    ("cls_token", "[CLS]"),
-    ("mask_token", "[MASK]"),
-];
-
 /// What a tokenizer is built from.
 #[derive(Debug)]
 pub(super) struct Recipe {
     /// The file to name when the tokenizer cannot be built.
     pub(super) path: PathBuf,
     pub(super) kind: Kind,
+    /// The special tokens before and behind a text; none: as the post-processor of the JSON says.
+    pub(super) around: Option<(String, String)>,
+    /// Whether the post-processor's token types go into the model, or 0 does.
+    pub(super) types: bool,
     /// Tokens to add, in this order; those that are there already only change their flags.
     pub(super) added: Vec<AddedToken>,
     /// Special tokens written in a text are split like any other text.
@@ -51,8 +35,8 @@ pub(super) struct Recipe {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// `tokenizer.json` as it is.
-    Unchanged { json: Vec<u8> },
+    /// `tokenizer.json` as it is, or with what transformers replaces in it.
+    Json(Vec<u8>),
     /// WordPiece, with everything about text from `tokenizer_config.json`.
     Bert(Bert),
 }
@@ -65,8 +49,6 @@ pub(super) struct Bert {
     pub(super) strip_accents: Option<bool>,
     pub(super) chinese_chars: bool,
     pub(super) unk: String,
-    pub(super) cls: String,
-    pub(super) sep: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,16 +197,35 @@ pub(super) fn read(dir: &Path) -> Result<Recipe> {
         }
     };
 
-    let defaults = match class {
-        Class::Bert => &BERT_SPECIALS[..],
-        Class::Unchanged => &[],
-    };
-    let specials = Specials::read(dir, &config, file.map_or_else(Vec::new, |f| f.added_tokens), defaults)?;
+    let specials = Specials::read(dir, &config, file.map_or_else(Vec::new, |f| f.added_tokens), class)?;
     let split_special_tokens = config.flag("split_special_tokens", false)?;
+    let around = class.around().map(|(before, behind)| {
+        Ok::<_, Error>((specials.content(&config, before)?, specials.content(&config, behind)?))
+    });
+    let around = around.transpose()?;
+    if around.is_none() {
+        for key in ["add_bos_token", "add_eos_token"] {
+            if config.get(key).is_some() {
+                let what = format!("{key} in a tokenizer whose special tokens its post_processor adds");
+                return Err(Error::unsupported(&config.path, what));
+            }
+        }
+    }
+    let types = match config.get("model_input_names") {
+        Some(Value::Array(names)) => names.iter().any(|n| n == "token_type_ids"),
+        Some(other) => return Err(config.wrong("model_input_names", other, "a list")),
+        None => false,
+    };
     let (path, kind) = match (class, json) {
-        (Class::Unchanged, Some(json)) => (json_path, Kind::Unchanged { json }),
-        (Class::Unchanged, None) => return Err(missing(dir, json_path)),
-        (Class::Bert, json) => {
+        (Class::Unchanged, Some(json)) => (json_path, Kind::Json(json)),
+        (Class::Roberta | Class::XlmRoberta | Class::Camembert | Class::Albert, Some(json)) => {
+            let json = rebuild(class, &json_path, &json, &config, &specials)?;
+            (json_path, Kind::Json(json))
+        }
+        (Class::Unchanged | Class::Roberta | Class::XlmRoberta | Class::Camembert | Class::Albert, None) => {
+            return Err(missing(dir, json_path));
+        }
+        (Class::Bert | Class::MpNet, json) => {
             let (path, vocab) = match json {
                 Some(json) => (json_path.clone(), json_vocab(&json_path, &json)?),
                 None => match read_if_there(&vocab_path)? {
@@ -241,41 +242,120 @@ pub(super) fn read(dir: &Path) -> Result<Recipe> {
                 },
                 chinese_chars: config.flag("tokenize_chinese_chars", true)?,
                 unk: specials.content(&config, "unk_token")?,
-                cls: specials.content(&config, "cls_token")?,
-                sep: specials.content(&config, "sep_token")?,
             };
             (path, Kind::Bert(bert))
         }
     };
     let added = specials.into_added();
-    Ok(Recipe { path, kind, added, split_special_tokens, cut })
+    Ok(Recipe { path, kind, around, types, added, split_special_tokens, cut })
 }
 
-enum Class {
-    Bert,
-    Unchanged,
+/// `tokenizer.json` as transformers makes it anew: vocabulary, merges and the first character map of the
+/// normaliser are the file's, all else is the class's (rules 12 and 21). Added tokens come later.
+fn rebuild(class: Class, path: &Path, json: &[u8], config: &Object, specials: &Specials) -> Result<Vec<u8>> {
+    let mut file: Value = parse(path, json)?;
+    let wrong = |what: &str| Error::config(path, format!("{what} (is tokenizer_class right?)"));
+    let Some(model) = file.get_mut("model").and_then(Value::as_object_mut) else {
+        return Err(wrong("model: an object needed"));
+    };
+    let vocab = model.remove("vocab").unwrap_or_default();
+    let merges = model.remove("merges").unwrap_or_default();
+    let found = model.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let needed = if class == Class::Roberta { "BPE" } else { "Unigram" };
+    // files of old have no type: then the form of the vocabulary decides
+    let fits =
+        if class == Class::Roberta { vocab.is_object() && merges.is_array() } else { vocab.is_array() };
+    if (found != needed && !found.is_empty()) || !fits {
+        let what = format!("a {found} vocabulary where tokenizer_class has {needed}");
+        return Err(Error::unsupported(path, what));
+    }
+    let charsmap = normalizers(file.get("normalizer")).find(|n| n["type"] == "Precompiled").cloned();
+    let metaspace = |prefix: bool| {
+        let scheme = if prefix { "always" } else { "never" };
+        json!({"type": "Sequence", "pretokenizers": [
+            {"type": "WhitespaceSplit"},
+            {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": true},
+        ]})
+    };
+    let unigram =
+        |unk_id: usize| json!({"type": "Unigram", "unk_id": unk_id, "vocab": vocab, "byte_fallback": false});
+    let prefix = config.flag("add_prefix_space", class != Class::Roberta)?;
+    let (model, normalizer, pre_tokenizer) = match class {
+        Class::Roberta => {
+            let model = json!({
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+                "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "vocab": vocab, "merges": merges,
+            });
+            let bytes = json!({
+                "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true,
+            });
+            (model, Value::Null, bytes)
+        }
+        // numbers in transformers' code
+        Class::XlmRoberta => (unigram(3), charsmap.unwrap_or_default(), metaspace(prefix)),
+        Class::Camembert => {
+            let unk = specials.content(config, "unk_token")?;
+            let at = vocab.as_array().and_then(|v| v.iter().position(|t| t[0] == *unk)).unwrap_or(0);
+            (unigram(at), charsmap.unwrap_or_default(), metaspace(prefix))
+        }
+        Class::Albert => {
+            let replace =
+                |from: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": "\""});
+            let mut all = vec![replace("``"), replace("''")];
+            if !config.flag("keep_accents", false)? {
+                all.extend([json!({"type": "NFKD"}), json!({"type": "StripAccents"})]);
+            }
+            if config.flag("do_lower_case", true)? {
+                all.push(json!({"type": "Lowercase"}));
+            }
+            all.extend(charsmap);
+            (unigram(1), json!({"type": "Sequence", "normalizers": all}), metaspace(prefix))
+        }
+        Class::Bert | Class::MpNet | Class::Unchanged => unreachable!("these are not rebuilt here"),
+    };
+    let post_processor = file.get_mut("post_processor").map(Value::take).unwrap_or_default();
+    let whole = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer, "decoder": null, "model": model,
+        // BERT's and the others' templates come from `around`; ALBERT's is the file's
+        "post_processor": if class.around().is_some() { Value::Null } else { post_processor },
+    });
+    Ok(whole.to_string().into_bytes())
 }
 
-/// The class is named by `tokenizer_config.json`, else by `config.json`, else it is BERT's.
+/// A normaliser's parts.
+fn normalizers(normalizer: Option<&Value>) -> impl Iterator<Item = &Value> {
+    let list = normalizer.and_then(|n| n.get("normalizers")).and_then(Value::as_array);
+    let one = normalizer.filter(|_| list.is_none());
+    list.into_iter().flatten().chain(one)
+}
+
+/// The class is named by `tokenizer_config.json`, else by `config.json`, else it is that of the model's type,
+/// else BERT's.
 fn class(dir: &Path, tokenizer_config: &Object) -> Result<Class> {
-    let model_config;
-    let (path, name) = match tokenizer_config.text("tokenizer_class")? {
-        Some(name) => (&tokenizer_config.path, name),
-        None => {
-            model_config = Object::read(dir.join("config.json"))?;
-            (&model_config.path, model_config.text("tokenizer_class")?.unwrap_or(BERT_CLASSES[0]))
+    let model = Object::read(dir.join("config.json"))?;
+    let model_type = model.text("model_type")?.unwrap_or_default();
+    if model_type == "modernbert" {
+        return Ok(Class::Unchanged); // whatever class is named: the reference knows those to be wrong
+    }
+    let (path, name) = match (tokenizer_config.text("tokenizer_class")?, model.text("tokenizer_class")?) {
+        (Some(name), _) => (&tokenizer_config.path, name),
+        (None, Some(name)) => (&model.path, name),
+        (None, None) => {
+            let class = CLASS_OF_MODEL.iter().find(|(t, _)| *t == model_type);
+            (&model.path, class.map_or("BertTokenizer", |(_, class)| class))
         }
     };
     let base = name.strip_suffix("Fast").unwrap_or(name);
-    if BERT_CLASSES.contains(&base) {
-        Ok(Class::Bert)
-    } else if UNCHANGED_CLASSES.contains(&base) {
-        Ok(Class::Unchanged)
-    } else {
-        let known = BERT_CLASSES.map(|c| c.to_owned()).join(", ");
-        let what = format!("tokenizer_class '{name}' (supported: {known}, PreTrainedTokenizerFast)");
-        Err(Error::unsupported(path, what))
+    if let Some((_, class)) = CLASSES.iter().find(|(known, _)| *known == base) {
+        return Ok(*class);
     }
+    let known = CLASSES.map(|(name, _)| name).join(", ");
+    Err(Error::unsupported(
+        path,
+        format!("tokenizer_class '{name}' (supported: {known}, each also with Fast)"),
+    ))
 }
 
 /// Special and added tokens, merged from all files that may hold them.
@@ -289,12 +369,7 @@ struct Specials {
 }
 
 impl Specials {
-    fn read(
-        dir: &Path,
-        config: &Object,
-        file_tokens: Vec<TokenJson>,
-        defaults: &[(&str, &str)],
-    ) -> Result<Self> {
+    fn read(dir: &Path, config: &Object, file_tokens: Vec<TokenJson>, class: Class) -> Result<Self> {
         let mut declared = BTreeMap::new();
         let mut keys = config.keys.clone();
         let mut extra = Vec::new();
@@ -326,13 +401,21 @@ impl Specials {
             }
         }
 
-        for &(key, default) in defaults {
+        for &(key, default) in class.specials() {
             keys.entry(key).or_insert_with(|| default.into());
+        }
+        let extra_keys = ["extra_special_tokens", "additional_special_tokens"];
+        if class == Class::Camembert && extra_keys.iter().all(|key| keys.get(*key).is_none_or(Value::is_null))
+        {
+            keys.insert(extra_keys[1].into(), CAMEMBERT_EXTRA.to_vec().into());
         }
 
         let find = |key: &str, value: &Value| -> Result<AddedToken> {
             let mut token = match value.as_str() {
-                Some(content) => AddedToken::special(content),
+                Some(content) => AddedToken {
+                    lstrip: key == "mask_token" && class.mask_takes_space(),
+                    ..AddedToken::special(content)
+                },
                 None => from_value::<TokenJson>(&config.path, key, value)?.with_id(None),
             };
             if let Some(known) = declared.values().find(|d| d.content == token.content) {
@@ -351,7 +434,7 @@ impl Specials {
                 named.push((key.clone(), find(key, value)?));
             }
         }
-        for key in ["extra_special_tokens", "additional_special_tokens"] {
+        for key in extra_keys {
             match keys.get(key) {
                 Some(Value::Array(list)) if extra.is_empty() => {
                     extra = list.iter().map(|v| find(key, v)).collect::<Result<_>>()?;

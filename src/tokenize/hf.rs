@@ -27,6 +27,11 @@ pub(super) struct TextTokenizer {
 }
 
 impl TextTokenizer {
+    /// Whether an id is that of a special token.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+    }
+
     /// The ids of a whole text.
     pub(super) fn ids(&self, text: &str) -> Result<Vec<u32>> {
         self.ids_in_pieces(text, if self.cut_at_spaces { PIECE_BYTES } else { usize::MAX })
@@ -80,17 +85,12 @@ pub(super) fn build(
     let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
 
     let cut_at_spaces = match &recipe.kind {
-        Kind::Unchanged { .. } => false,
+        Kind::Json(_) => false,
         Kind::Bert(_) => parts_at_spaces(&recipe.added),
     };
-    let (mut inner, bert) = match recipe.kind {
-        Kind::Unchanged { json } => {
-            (tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(&path, e))?, None)
-        }
-        Kind::Bert(mut bert) => {
-            let inner = bert_tokenizer(&mut bert).map_err(fail)?;
-            (inner, Some(bert))
-        }
+    let mut inner = match recipe.kind {
+        Kind::Json(json) => tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(&path, e))?,
+        Kind::Bert(bert) => bert_tokenizer(bert).map_err(fail)?,
     };
     inner.with_truncation(None).map_err(|e| refused(&path, e))?;
     inner.with_padding(None);
@@ -101,21 +101,22 @@ pub(super) fn build(
     add_tokens(&mut inner, &recipe.added).map_err(fail)?;
     inner.set_encode_special_tokens(recipe.split_special_tokens);
 
-    let template =
-        match bert {
-            Some(Bert { cls, sep, .. }) => {
-                let id =
-                    |content: &str| {
-                        // a name alone is not enough: it would get an id that the model never saw in training
-                        let declared = recipe.added.iter().find(|t| t.content == content).and_then(|t| t.id);
-                        inner.get_model().token_to_id(content).or(declared).map(|id| (id, 0)).ok_or_else(
-                            || fail(format!("special token '{content}' is not in the vocabulary")),
-                        )
-                    };
-                Template { prefix: vec![id(&cls)?], type_id: 0, suffix: vec![id(&sep)?] }
-            }
-            None => template(&inner).map_err(fail)?,
-        };
+    let template = match recipe.around {
+        Some((before, behind)) => {
+            let id = |content: &str| {
+                // a name alone is not enough: it would get an id that the model never saw in training
+                let declared = recipe.added.iter().find(|t| t.content == content).and_then(|t| t.id);
+                let id = inner.get_model().token_to_id(content).or(declared);
+                let missing = || fail(format!("special token '{content}' is not in the vocabulary"));
+                id.map(|id| (id, 0)).ok_or_else(missing)
+            };
+            Template { prefix: vec![id(&before)?], type_id: 0, suffix: vec![id(&behind)?] }
+        }
+        None => {
+            let template = template(&inner).map_err(fail)?;
+            if recipe.types { template } else { template.without_types() }
+        }
+    };
     inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
 
     let specials = template.prefix.iter().chain(&template.suffix).map(|&(id, _)| id);
@@ -134,15 +135,14 @@ pub(super) fn build(
 }
 
 /// The tokenizer that transformers builds for the BERT classes, without added tokens.
-fn bert_tokenizer(bert: &mut Bert) -> std::result::Result<tokenizers::Tokenizer, String> {
+fn bert_tokenizer(bert: Bert) -> std::result::Result<tokenizers::Tokenizer, String> {
     if !bert.vocab.contains_key(&bert.unk) {
         return Err(format!("special token '{}' is not in the vocabulary", bert.unk));
     }
     // the crate does not export the type of its map: an empty one comes from here
     let mut vocab = WordPiece::read_bytes(b"").map_err(|e| e.to_string())?;
-    vocab.extend(std::mem::take(&mut bert.vocab));
-    let model =
-        WordPiece::builder().vocab(vocab).unk_token(bert.unk.clone()).build().map_err(|e| e.to_string())?;
+    vocab.extend(bert.vocab);
+    let model = WordPiece::builder().vocab(vocab).unk_token(bert.unk).build().map_err(|e| e.to_string())?;
     let normalizer = BertNormalizer::new(true, bert.chinese_chars, bert.strip_accents, bert.lowercase);
     let mut inner = tokenizers::Tokenizer::new(model);
     inner.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;

@@ -6,6 +6,7 @@
 //! how text is normalised, and special tokens come from up to four files. `config` reads the files and settles
 //! which of them wins, `hf` builds the tokenizer from that.
 
+mod class;
 mod config;
 mod hf;
 
@@ -47,6 +48,14 @@ struct Template {
     suffix: Vec<(u32, u32)>,
 }
 
+impl Template {
+    /// For tokenizers whose token types do not go into the model.
+    fn without_types(mut self) -> Self {
+        self.prefix.iter_mut().chain(&mut self.suffix).for_each(|t| t.1 = 0);
+        Self { type_id: 0, ..self }
+    }
+}
+
 /// The end of a long text at which tokens are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -76,6 +85,25 @@ impl Tokenizer {
     /// Special tokens that every text gets: 2 for BERT (`[CLS]`, `[SEP]`).
     pub fn special_tokens(&self) -> usize {
         self.template.prefix.len() + self.template.suffix.len()
+    }
+
+    /// The highest token type that an encoding has.
+    pub fn highest_type_id(&self) -> u32 {
+        let Template { prefix, type_id, suffix } = &self.template;
+        prefix.iter().chain(suffix).map(|t| t.1).fold(*type_id, u32::max)
+    }
+
+    /// Tokens of a prompt alone, as many as a pooling that leaves prompts out passes over: with the special
+    /// tokens before it, without the one behind it (rule 46).
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn prompt_tokens(&self, prompt: &str, max_seq_length: usize) -> Result<usize> {
+        let ids = self.encode("", prompt, max_seq_length)?.ids;
+        // the last token is not counted if it is a special one, be it that of the template or the prompt's own
+        let special =
+            ids.last().is_some_and(|&id| !self.template.suffix.is_empty() || self.text.is_special(id));
+        Ok(ids.len() - usize::from(special))
     }
 
     /// Encodes `prompt` + `text` and cuts the result to `max_seq_length` tokens, special tokens included.

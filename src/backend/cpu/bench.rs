@@ -25,7 +25,7 @@ impl Gemm {
         let values: Vec<f32> = (0..n * k).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
         let linear = model::Linear {
             weight: Tensor::from_f32("w", &[n, k], &values),
-            bias: Tensor::from_f32("b", &[n], &vec![0.1; n]),
+            bias: Some(Tensor::from_f32("b", &[n], &vec![0.1; n])),
         };
         let w = Linear::pack(&[(&linear, 1.0)], kernels.nr, Team::One);
         Self { kernels, w, a: vec![0.5; m * row_stride(k)], c: vec![0.0; m * row_stride(n)], m, n, k }
@@ -76,5 +76,5 @@ pub fn row(isa: Isa, kernel: Row, x: &mut [f32], weight: &[f32], bias: &[f32]) {
 pub fn pool(isa: Isa, pooling: Pooling, x: &[f32], out: &mut [f32]) {
     let columns = out.len();
     let x = Matrix::new(x, x.len() / columns, columns, columns);
-    isa.kernels().expect("one of Isa::available").pool(pooling, x, out);
+    isa.kernels().expect("one of Isa::available").pool(pooling, x, 0, out);
 }

@@ -35,7 +35,10 @@ pub(super) struct Kernels {
     pub(super) layernorm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub(super) softmax: unsafe fn(&mut [f32], usize) -> f32,
     pub(super) activate: unsafe fn(Activation, &mut [f32]),
-    pub(super) pool: unsafe fn(Pooling, &[f32], usize, &mut [f32]),
+    pub(super) add: unsafe fn(&mut [f32], &[f32]),
+    pub(super) multiply: unsafe fn(&mut [f32], &[f32]),
+    pub(super) rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(super) pool: unsafe fn(Pooling, &[f32], usize, usize, &mut [f32]),
     pub(super) l2_normalize: unsafe fn(&mut [f32]),
     pub(super) exp: unsafe fn(&mut [f32]),
     pub(super) fma_peak: unsafe fn(usize) -> f32,
@@ -163,11 +166,32 @@ impl Kernels {
         unsafe { (self.activate)(f, x) }
     }
 
-    /// One vector from the rows of `x`.
-    pub(super) fn pool(&self, pooling: Pooling, x: Matrix<'_>, out: &mut [f32]) {
+    /// x += y
+    pub(super) fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "vectors of one width");
+        // SAFETY: see the impl
+        unsafe { (self.add)(x, y) }
+    }
+
+    /// x · y, element by element, in place.
+    pub(super) fn multiply(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "vectors of one width");
+        // SAFETY: see the impl
+        unsafe { (self.multiply)(x, y) }
+    }
+
+    /// Rotates the first half of `x` against the second by the angles of these cosines and sines.
+    pub(super) fn rotate(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(cos.len() == sin.len() && x.len() == 2 * cos.len(), "an angle for each pair");
+        // SAFETY: see the impl
+        unsafe { (self.rotate)(x, cos, sin) }
+    }
+
+    /// One vector from the rows of `x` behind the first `skip`.
+    pub(super) fn pool(&self, pooling: Pooling, x: Matrix<'_>, skip: usize, out: &mut [f32]) {
         assert!(x.rows > 0 && out.len() == x.columns, "one vector of the rows' width");
         // SAFETY: see the impl
-        unsafe { (self.pool)(pooling, x.data, x.stride, out) }
+        unsafe { (self.pool)(pooling, x.data, x.stride, skip, out) }
     }
 
     /// x / max(‖x‖₂, 1e-12)
@@ -235,8 +259,20 @@ macro_rules! instantiate {
                 generic::activate($token::new(), f, x)
             }
             $(#[$attr])*
-            pub(super) fn pool(pooling: Pooling, x: &[f32], stride: usize, out: &mut [f32]) {
-                generic::pool($token::new(), pooling, x, stride, out)
+            pub(super) fn add(x: &mut [f32], y: &[f32]) {
+                generic::add($token::new(), x, y)
+            }
+            $(#[$attr])*
+            pub(super) fn multiply(x: &mut [f32], y: &[f32]) {
+                generic::multiply($token::new(), x, y)
+            }
+            $(#[$attr])*
+            pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+                generic::rotate($token::new(), x, cos, sin)
+            }
+            $(#[$attr])*
+            pub(super) fn pool(pooling: Pooling, x: &[f32], stride: usize, skip: usize, out: &mut [f32]) {
+                generic::pool($token::new(), pooling, x, stride, skip, out)
             }
             $(#[$attr])*
             pub(super) fn l2_normalize(x: &mut [f32]) {
@@ -261,6 +297,9 @@ macro_rules! instantiate {
             layernorm: compiled::layernorm,
             softmax: compiled::softmax,
             activate: compiled::activate,
+            add: compiled::add,
+            multiply: compiled::multiply,
+            rotate: compiled::rotate,
             pool: compiled::pool,
             l2_normalize: compiled::l2_normalize,
             exp: compiled::exp,

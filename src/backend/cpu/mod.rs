@@ -96,7 +96,7 @@ impl CpuBackend {
         let isa = Isa::choose(options.isa)?;
         let kernels = isa.kernels()?;
         let threads = options.threads.clone();
-        let longest = desc.max_position_embeddings;
+        let longest = desc.longest_sequence();
 
         let tile_tokens = tile_tokens(l2_bytes(), desc);
         let single = threads.count() == 1;

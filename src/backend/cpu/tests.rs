@@ -11,13 +11,14 @@ use crate::model::{self, Activation, Pooling, Tensor};
 use crate::threads::Threads;
 use std::num::NonZeroUsize;
 
-const ACTIVATIONS: [Activation; 6] = [
+const ACTIVATIONS: [Activation; 7] = [
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::QuickGelu,
     Activation::Relu,
     Activation::Silu,
     Activation::Tanh,
+    Activation::Sigmoid,
 ];
 
 fn each_isa(mut f: impl FnMut(Isa, &'static Kernels)) {
@@ -117,7 +118,11 @@ fn activations_match_reference() {
         let bound = match f {
             Activation::Gelu => 1.5e-7,
             Activation::Relu => 0.0,
-            Activation::GeluTanh | Activation::QuickGelu | Activation::Silu | Activation::Tanh => 2.5e-7,
+            Activation::GeluTanh
+            | Activation::QuickGelu
+            | Activation::Silu
+            | Activation::Tanh
+            | Activation::Sigmoid => 2.5e-7,
         };
         each_isa(|isa, k| {
             let error = |x: f32, y: f32| {
@@ -139,6 +144,7 @@ fn activations_at_edges() {
             assert!(y[0].is_nan(), "{isa} {f:?}");
             let want = match f {
                 Activation::Tanh => [1.0, 1.0, -1.0, -1.0],
+                Activation::Sigmoid => [1.0, 1.0, 0.0, 0.0],
                 Activation::Gelu
                 | Activation::GeluTanh
                 | Activation::QuickGelu
@@ -172,7 +178,7 @@ fn activations_at_every_length() {
 fn linear(n: usize, k: usize, seed: u32) -> model::Linear {
     model::Linear {
         weight: Tensor::from_f32("weight", &[n, k], &random(n * k, seed)),
-        bias: Tensor::from_f32("bias", &[n], &random(n, seed + 1)),
+        bias: Some(Tensor::from_f32("bias", &[n], &random(n, seed + 1))),
     }
 }
 
@@ -190,7 +196,7 @@ fn chain_bound(a: &[f32], w: &[f32]) -> f64 {
 
 fn check_gemm(isa: Isa, kernels: &Kernels, m: usize, n: usize, k: usize, threads: &Threads) {
     let l = linear(n, k, 5);
-    let (weight, bias) = (l.weight.to_f32(), l.bias.to_f32());
+    let (weight, bias) = (l.weight.to_f32(), l.bias.as_ref().unwrap().to_f32());
     let packed = Linear::pack(&[(&l, 1.0)], kernels.nr, Team::One);
     let (a_stride, c_stride) = (row_stride(k), row_stride(n));
     let mut a = vec![f32::NAN; m * a_stride];
@@ -411,6 +417,34 @@ fn layernorm_matches_reference() {
 }
 
 #[test]
+fn add_multiply_and_rotate_match_reference() {
+    each_isa(|isa, kernels| {
+        for half in [0, 1, 3, 4, 7, 8, 12, 15, 16, 17, 33, 64] {
+            let (x, y) = (random(2 * half, 1), random(2 * half, 2));
+            let apply = |f: &dyn Fn(&mut [f32])| {
+                let mut out = Guarded::nan(2 * half);
+                out.get().copy_from_slice(&x);
+                f(out.get());
+                out.get().to_vec()
+            };
+            let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            assert_eq!(apply(&|out| kernels.add(out, &y)), sums, "{isa} {half}");
+            let products: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x * y).collect();
+            assert_eq!(apply(&|out| kernels.multiply(out, &y)), products, "{isa} {half}");
+            let (cos, sin) = y.split_at(half);
+            let rotated = apply(&|out| kernels.rotate(out, cos, sin));
+            for i in 0..half {
+                let (a, b) = (f64::from(x[i]), f64::from(x[half + i]));
+                let (c, s) = (f64::from(cos[i]), f64::from(sin[i]));
+                for (got, want) in [(rotated[i], a * c - b * s), (rotated[half + i], b * c + a * s)] {
+                    assert!((f64::from(got) - want).abs() <= 2e-7, "{isa} {half} at {i}: {got}, {want}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn pool_matches_reference() {
     each_isa(|isa, kernels| {
         for h in [1, 7, 16, 33, 384] {
@@ -421,25 +455,53 @@ fn pool_matches_reference() {
                     row[..h].copy_from_slice(values);
                 }
                 let x = Matrix::new(&x, rows, h, stride);
-                for pooling in [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen] {
+                for (pooling, skip) in POOLINGS.into_iter().flat_map(|p| [0, 1, 2, rows].map(|s| (p, s))) {
                     let mut out = Guarded::nan(h);
-                    kernels.pool(pooling, x, out.get());
+                    kernels.pool(pooling, x, skip, out.get());
                     for c in 0..h {
-                        let column = || (0..rows).map(|r| x.row(r)[c]);
-                        let sum: f64 = column().map(f64::from).sum();
-                        let want = match pooling {
-                            Pooling::Cls => f64::from(x.row(0)[c]),
-                            Pooling::Max => f64::from(column().fold(f32::NEG_INFINITY, f32::max)),
-                            Pooling::Mean => sum / rows as f64,
-                            Pooling::MeanSqrtLen => sum / (rows as f64).sqrt(),
-                        };
-                        let error = (f64::from(out.get()[c]) - want).abs();
-                        assert!(error <= 2e-6, "{isa} {pooling:?} {rows}x{h} at {c}: {error:e}");
+                        let want = pooled(
+                            pooling,
+                            skip.min(rows),
+                            &(0..rows).map(|r| x.row(r)[c]).collect::<Vec<_>>(),
+                        );
+                        let got = f64::from(out.get()[c]);
+                        let error = if got == want { 0.0 } else { (got - want).abs() };
+                        assert!(
+                            error <= 2e-6,
+                            "{isa} {pooling:?} {rows}x{h}, {skip} skipped, at {c}: {error:e}"
+                        );
                     }
                 }
             }
         }
     });
+}
+
+const POOLINGS: [Pooling; 6] = [
+    Pooling::Cls,
+    Pooling::Max,
+    Pooling::Mean,
+    Pooling::MeanSqrtLen,
+    Pooling::WeightedMean,
+    Pooling::LastToken,
+];
+
+/// Of one column.
+fn pooled(pooling: Pooling, skip: usize, x: &[f32]) -> f64 {
+    let rest: Vec<f64> = x[skip..].iter().map(|&v| f64::from(v)).collect();
+    let n = rest.len() as f64;
+    let place = |i: usize| (skip + i + 1) as f64;
+    match pooling {
+        Pooling::Cls => f64::from(x[if rest.is_empty() { 0 } else { skip }]),
+        Pooling::Max => rest.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        Pooling::Mean => rest.iter().sum::<f64>() / n.max(1.0),
+        Pooling::MeanSqrtLen => rest.iter().sum::<f64>() / n.max(1.0).sqrt(),
+        Pooling::WeightedMean => {
+            let sum: f64 = rest.iter().enumerate().map(|(i, v)| place(i) * v).sum();
+            sum / (0..rest.len()).map(place).sum::<f64>().max(1.0)
+        }
+        Pooling::LastToken => rest.last().copied().unwrap_or(0.0),
+    }
 }
 
 #[test]
@@ -524,14 +586,10 @@ fn tiles_fit_the_cache_within_limits() {
         type_vocab_size: 2,
         layer_norm_eps: 1e-12,
         hidden_act: Activation::Gelu,
-        pooled_layers: 1,
         pooling: vec![Pooling::Mean],
         normalize: true,
         max_seq_length: 256,
-        prompts: std::collections::BTreeMap::new(),
-        default_prompt_name: None,
-        include_prompt: true,
-        truncate_dim: None,
+        ..crate::model::ModelDesc::default()
     };
     assert_eq!(tile_tokens(512 << 10, &desc), super::TILE_TOKENS.start);
     assert_eq!(tile_tokens(1 << 40, &desc), super::TILE_TOKENS.end);

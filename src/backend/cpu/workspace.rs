@@ -20,35 +20,60 @@ pub(super) struct Workspace {
     /// Attention's output, `[tokens, hidden]`, rows as in `x`
     pub(super) context: Buffer,
     /// Queries, keys, values `[tokens, 3 * hidden]`; later in the layer the feed-forward's inner
-    /// activations `[tokens, intermediate]`
+    /// activations `[tokens, inner width]`; before the first layer embeddings `[tokens, embedding_size]`
+    /// that are projected
     pub(super) wide: Buffer,
     pub(super) qkv_stride: usize,
     pub(super) inner_stride: usize,
     /// Where several layers are averaged, the sum of their outputs, `[tokens, hidden]`, rows as in `x`;
     /// else empty
     pub(super) sum: Buffer,
+    pub(super) embedding_stride: usize,
+    /// Pooled vectors on their way through the modules behind the pooling, `[tokens, widest]` each: input and
+    /// output of a product. Of no size where there is no module.
+    pub(super) pooled: [Buffer; 2],
+    pub(super) pooled_stride: usize,
 }
 
 impl Workspace {
     pub(super) fn new(desc: &ModelDesc, tokens: usize) -> Self {
         let x_stride = row_stride(desc.hidden_size);
         let qkv_stride = row_stride(3 * desc.hidden_size);
-        let inner_stride = row_stride(desc.intermediate_size);
+        let inner_stride = row_stride(desc.inner_width());
+        let embedding_stride = row_stride(desc.embedding_size.unwrap_or(0));
+        let dim = desc.pooled_dim();
+        let widest = desc
+            .modules
+            .iter()
+            .scan(dim, |w, m| {
+                *w = m.width(*w);
+                Some(*w)
+            })
+            .max();
+        let widest = widest.map_or(0, |w| w.max(dim));
+        let pooled_stride = row_stride(widest);
+        // a tile has as many sequences as tokens at most; pages that are never touched take no memory
+        let pooled = || Buffer::zeroed(if widest == 0 { 0 } else { tokens * pooled_stride });
         Self {
             tokens,
             x: Buffer::zeroed(tokens * x_stride),
             x_stride,
             context: Buffer::zeroed(tokens * x_stride),
-            wide: Buffer::zeroed(tokens * qkv_stride.max(inner_stride)),
+            wide: Buffer::zeroed(tokens * qkv_stride.max(inner_stride).max(embedding_stride)),
             qkv_stride,
             inner_stride,
             sum: Buffer::zeroed(if desc.pooled_layers > 1 { tokens * x_stride } else { 0 }),
+            embedding_stride,
+            pooled: [pooled(), pooled()],
+            pooled_stride,
         }
     }
 
     /// Bytes of activations of one token.
     pub(super) fn token_bytes(desc: &ModelDesc) -> usize {
-        let wide = row_stride(3 * desc.hidden_size).max(row_stride(desc.intermediate_size));
+        let wide = row_stride(3 * desc.hidden_size)
+            .max(row_stride(desc.inner_width()))
+            .max(row_stride(desc.embedding_size.unwrap_or(0)));
         let narrow = if desc.pooled_layers > 1 { 3 } else { 2 };
         4 * (narrow * row_stride(desc.hidden_size) + wide)
     }
@@ -59,7 +84,8 @@ impl Workspace {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.x.len() + self.context.len() + self.wide.len() + self.sum.len())
+        let pooled = 2 * self.pooled[0].len();
+        4 * (self.x.len() + self.context.len() + self.wide.len() + self.sum.len() + pooled)
     }
 }
 

@@ -26,7 +26,9 @@ impl Linear {
         let mut bias = Buffer::zeroed(count * nr);
         for (part, &(linear, factor)) in parts.iter().enumerate() {
             let out = &mut bias[part * rows..][..rows];
-            linear.bias.read_f32(0, out);
+            if let Some(bias) = &linear.bias {
+                bias.read_f32(0, out);
+            }
             scale(out, factor);
         }
         // one panel a row

@@ -340,5 +340,6 @@ pub(in super::super) fn activate<V: Vector>(v: V, f: Activation, x: &mut [f32]) 
         Activation::Relu => map!(v, x, relu),
         Activation::Silu => map!(v, x, silu),
         Activation::Tanh => map!(v, x, tanh),
+        Activation::Sigmoid => map!(v, x, sigmoid),
     }
 }

@@ -10,4 +10,4 @@ mod rows;
 
 pub(super) use gemm::{PEAK_CHAINS, fma_peak, gemm_tile};
 pub(super) use math::{activate, exp_slice};
-pub(super) use rows::{embed_layernorm, l2_normalize, layernorm, pool, softmax};
+pub(super) use rows::{add, embed_layernorm, l2_normalize, layernorm, multiply, pool, rotate, softmax};

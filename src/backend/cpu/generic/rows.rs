@@ -86,6 +86,28 @@ pub(in super::super) fn embed_layernorm<V: Vector>(
     layernorm(v, x, weight, bias, eps);
 }
 
+/// x += y
+#[inline(always)]
+pub(in super::super) fn add<V: Vector>(_: V, x: &mut [f32], y: &[f32]) {
+    // element-wise: the compiler's vectors are those of the caller's features
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// x · y, element by element
+#[inline(always)]
+pub(in super::super) fn multiply<V: Vector>(_: V, x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x *= y);
+}
+
+/// (a, b) to (a cos − b sin, b cos + a sin), a the first half of `x` and b the second
+#[inline(always)]
+pub(in super::super) fn rotate<V: Vector>(_: V, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+    }
+}
+
 /// exp(s − max s) in place over the first `n` scores, 0 in the others; the sum.
 #[inline(always)]
 pub(in super::super) fn softmax<V: Vector>(v: V, scores: &mut [f32], n: usize) -> f32 {
@@ -107,15 +129,34 @@ pub(in super::super) fn softmax<V: Vector>(v: V, scores: &mut [f32], n: usize) -
     v.sum(v.add(acc[0], acc[1]))
 }
 
-/// One vector from rows of `out.len()` floats, `stride` apart, in the order of the rows.
+/// One vector from rows of `out.len()` floats, `stride` apart, behind the first `skip`, in the order of the rows.
 #[inline(always)]
-pub(in super::super) fn pool<V: Vector>(_: V, pooling: Pooling, x: &[f32], stride: usize, out: &mut [f32]) {
+pub(in super::super) fn pool<V: Vector>(
+    _: V,
+    pooling: Pooling,
+    x: &[f32],
+    stride: usize,
+    skip: usize,
+    out: &mut [f32],
+) {
     let h = out.len();
-    out.copy_from_slice(&x[..h]);
     let rows = x.len().div_ceil(stride);
-    let others = || x.chunks(stride).skip(1);
+    if skip >= rows {
+        match pooling {
+            Pooling::Cls => out.copy_from_slice(&x[..h]),
+            Pooling::Max => out.fill(f32::NEG_INFINITY),
+            Pooling::Mean | Pooling::MeanSqrtLen | Pooling::WeightedMean | Pooling::LastToken => {
+                out.fill(0.0)
+            }
+        }
+        return;
+    }
+    let first = skip * stride;
+    out.copy_from_slice(&x[first..first + h]);
+    let others = || x[first..].chunks(stride).skip(1);
     match pooling {
         Pooling::Cls => {}
+        Pooling::LastToken => out.copy_from_slice(&x[(rows - 1) * stride..][..h]),
         Pooling::Max => {
             for row in others() {
                 // NaN, once there, stays: a broken vector must not look whole
@@ -126,9 +167,20 @@ pub(in super::super) fn pool<V: Vector>(_: V, pooling: Pooling, x: &[f32], strid
             for row in others() {
                 out.iter_mut().zip(row).for_each(|(o, &x)| *o += x);
             }
-            let n = rows as f64;
+            let n = (rows - skip) as f64;
             let count = if pooling == Pooling::Mean { n } else { n.sqrt() };
             out.iter_mut().for_each(|o| *o = (f64::from(*o) / count) as f32);
+        }
+        Pooling::WeightedMean => {
+            let place = (skip + 1) as f32;
+            out.iter_mut().for_each(|o| *o *= place);
+            for (i, row) in others().enumerate() {
+                let place = (skip + 2 + i) as f32;
+                out.iter_mut().zip(row).for_each(|(o, &x)| *o += place * x);
+            }
+            // skip + 1 to rows, exactly
+            let places = (rows * (rows + 1) - skip * (skip + 1)) as f64 / 2.0;
+            out.iter_mut().for_each(|o| *o = (f64::from(*o) / places) as f32);
         }
     }
 }
