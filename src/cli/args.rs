@@ -1,6 +1,6 @@
 //! The command's flags and their help.
 
-use super::bench::BenchArgs;
+use super::bench::BenchCommand;
 use super::eval::EvalCommand;
 use super::input::Format as InputFormat;
 use super::output::{Dtype, Format as OutputFormat};
@@ -41,6 +41,7 @@ pub(crate) enum Command {
     /// What a model and this machine are
     Info(InfoArgs),
     /// How fast a model is on this machine
+    #[command(subcommand)]
     Bench(BenchCommand),
     /// How good a model's vectors are: the experiments of the Sentence-BERT literature
     #[command(subcommand)]
@@ -241,14 +242,6 @@ pub(crate) struct InfoArgs {
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct BenchCommand {
-    #[command(flatten)]
-    pub(crate) bench: BenchArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 }
