@@ -4,14 +4,18 @@
 //! prints where there is no GPU. The kernels are in `kernels/`, described in `kernels/README.md`.
 
 pub mod costs;
+#[cfg(feature = "cuda")]
+mod device;
 mod estimate;
 mod gpu;
 mod image;
 mod tiles;
 mod work_list;
 
+#[cfg(feature = "cuda")]
+pub(crate) use device::{CudaBackend, devices};
 pub use estimate::{Bound, Estimate, LAUNCH_US};
-pub use gpu::{Gpu, Multiprocessor};
+pub use gpu::{Attributes, Gpu, Multiprocessor};
 pub use image::{Kernel, Manifest, Usage, fatbin};
 pub use tiles::{
     Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, ROW_SIZES, ReduceLaunch, RowLaunch,
