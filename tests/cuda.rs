@@ -8,12 +8,12 @@
 #![cfg(all(target_os = "linux", feature = "cuda"))]
 #![allow(clippy::print_stdout, reason = "what skips and what was found is what one wants to read")]
 
+#[path = "cuda/failures.rs"]
+mod failures;
 #[path = "common/golden.rs"]
 mod golden;
 #[path = "common/minilm.rs"]
 mod minilm;
-#[path = "cuda/failures.rs"]
-mod failures;
 #[path = "cuda/models.rs"]
 mod models;
 #[path = "cuda/stand_in.rs"]
@@ -35,7 +35,8 @@ fn texts() -> Vec<String> {
     let golden = Golden::read(&golden::fixtures().join("minilm"));
     let all = std::env::var("BERTHIER_CUDA_TEXTS").is_ok_and(|v| v == "all");
     if !all {
-        let names = ["sentence 2", "empty", "code", "chinese", "superscripts", "10,000 letters", "100-letter word"];
+        let names =
+            ["sentence 2", "empty", "code", "chinese", "superscripts", "10,000 letters", "100-letter word"];
         let row = |name: &str| golden.rows.iter().find(|row| row.name == name).expect("a row of the fixture");
         return names.iter().map(|name| row(name).text.clone()).collect();
     }

@@ -1,6 +1,6 @@
 //! The device seam: a backend takes one packed batch and gives one vector per sequence.
 //!
-//! Nothing of a device crosses this line, and `cfg(feature)` for devices appears here and nowhere else.
+//! Nothing of a device crosses this line, and `cfg(feature)` for devices appears in `cuda/mod.rs` and nowhere else.
 
 use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -114,7 +114,7 @@ pub struct FoundDevice {
 /// # Errors
 /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::DeviceUnavailable`].
 pub fn cuda_devices() -> Result<Vec<FoundDevice>> {
-    Err(without_cuda("cuda"))
+    cuda::devices()
 }
 
 /// Loads the model onto a device.
@@ -132,13 +132,6 @@ pub fn open(
     Ok(match device {
         Device::Cpu => Box::new(cpu::CpuBackend::new(desc, weights, options)?),
         Device::Reference => Box::new(reference::Reference::new(desc, weights, options)?),
-        Device::Cuda(_) => return Err(without_cuda(&device.to_string())),
+        Device::Cuda(ordinal) => cuda::open(ordinal, desc, weights, options)?,
     })
-}
-
-fn without_cuda(device: &str) -> Error {
-    Error::DeviceUnavailable {
-        device: device.into(),
-        message: "this version of berthier computes on the CPU only (--device cpu)".into(),
-    }
 }

@@ -5,8 +5,8 @@ use berthier::Threads;
 use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
-    Activation, AttentionBias, AttentionSpan, Dense, FeedForward, LayerGroups, LayerWeights, ModelDesc, Module,
-    Pooling, Positions, Weights,
+    Activation, AttentionBias, AttentionSpan, Dense, FeedForward, LayerGroups, LayerWeights, ModelDesc,
+    Module, Pooling, Positions, Weights,
 };
 use std::num::NonZeroUsize;
 
@@ -55,9 +55,15 @@ pub(crate) fn run(backend: &mut dyn Backend, batch: PackedBatch, dim: usize) -> 
     out
 }
 
-fn backend(device: Device, desc: &ModelDesc, precision: Precision, batch_invariant: bool) -> Box<dyn Backend> {
+fn backend(
+    device: Device,
+    desc: &ModelDesc,
+    precision: Precision,
+    batch_invariant: bool,
+) -> Box<dyn Backend> {
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
-    let options = BackendOptions { precision, batch_invariant, max_tokens: Some(512), ..BackendOptions::new(threads) };
+    let options =
+        BackendOptions { precision, batch_invariant, max_tokens: Some(512), ..BackendOptions::new(threads) };
     open(device, desc, &Weights::random(desc, 7), &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
 }
 
@@ -85,7 +91,12 @@ fn compare(desc: &ModelDesc, cuda: &mut dyn Backend, batch: &dyn Fn() -> PackedB
         let largest = want.iter().filter(|v| v.is_finite()).fold(0f32, |a, v| a.max(v.abs()));
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
             let close = (g - w).abs() <= tolerance * largest || (!w.is_finite() && !g.is_finite());
-            assert!(close, "component {} of row {}: {g}, reference {w}\n{desc:?}", i % desc.dim(), i / desc.dim());
+            assert!(
+                close,
+                "component {} of row {}: {g}, reference {w}\n{desc:?}",
+                i % desc.dim(),
+                i / desc.dim()
+            );
         }
     }
 }
@@ -110,8 +121,14 @@ fn head_sizes_match_reference() {
 
 #[test]
 fn poolings_match_reference() {
-    let all =
-        [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen, Pooling::WeightedMean, Pooling::LastToken];
+    let all = [
+        Pooling::Cls,
+        Pooling::Max,
+        Pooling::Mean,
+        Pooling::MeanSqrtLen,
+        Pooling::WeightedMean,
+        Pooling::LastToken,
+    ];
     on_stand_in("models::poolings_match_reference", &[], || {
         for pooling in all.map(|p| vec![p]).into_iter().chain([all.to_vec()]) {
             let desc = ModelDesc { pooling, num_hidden_layers: 1, ..desc() };
@@ -152,7 +169,7 @@ fn architectures_match_reference() {
 
 #[test]
 fn modules_match_reference() {
-    let dense = |out_features, activation, use_residual| {
+    let dense = |out_features: usize, activation: Option<Activation>, use_residual: bool| {
         Module::Dense(Dense { out_features, bias: !use_residual, activation, use_residual })
     };
     on_stand_in("models::modules_match_reference", &[], || {
@@ -229,7 +246,8 @@ fn two_batches_in_flight_do_not_meet() {
             let seqs = sequences(&[5, 40, 1, 100, 17, 64], &desc);
             let mut cuda = backend(Device::Cuda(0), &desc, Precision::Fp16, true);
             assert_eq!(cuda.capacity().in_flight, 2);
-            let batches: Vec<Vec<usize>> = vec![vec![3, 1], vec![0], vec![], vec![2, 4, 5], vec![5], vec![1, 3]];
+            let batches: Vec<Vec<usize>> =
+                vec![vec![3, 1], vec![0], vec![], vec![2, 4, 5], vec![5], vec![1, 3]];
             let mut want = Vec::new();
             for rows in &batches {
                 want.push(bits(&run(&mut *cuda, batch(rows, &seqs), desc.dim())));

@@ -35,7 +35,7 @@ pub(crate) fn without_driver(name: &str, body: impl FnOnce()) {
 
 fn run_child(name: &str, switches: &[(&str, &str)], driver: Option<&Path>) {
     let mut command = Command::new("timeout");
-    command.arg("900").arg(env::current_exe().unwrap());
+    command.arg("3000").arg(env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(CHILD, name);
     for (variable, _) in env::vars().filter(|(variable, _)| variable.starts_with("BERTHIER_EMU_")) {
         command.env_remove(variable);

@@ -36,8 +36,18 @@ const IN_FLIGHT: usize = 2;
 /// Tokens of the batch that shows whether activations fit f16.
 const PROBE_TOKENS: usize = 32;
 
+/// Loads the model onto a GPU; the seam's `open` says what may go wrong.
+pub(crate) fn open(
+    ordinal: usize,
+    desc: &ModelDesc,
+    weights: &model::Weights,
+    options: &BackendOptions,
+) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(CudaBackend::new(ordinal, desc, weights, options)?))
+}
+
 /// One model on one GPU.
-pub(crate) struct CudaBackend {
+struct CudaBackend {
     desc: ModelDesc,
     table: TileTable,
     kernels: Kernels,
@@ -57,11 +67,7 @@ pub(crate) struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// Opens the GPU and loads the model.
-    ///
-    /// # Errors
-    /// What the seam's `open` says.
-    pub(crate) fn new(
+    fn new(
         ordinal: usize,
         desc: &ModelDesc,
         weights: &model::Weights,

@@ -153,23 +153,25 @@ impl Stage<'_> {
     }
 }
 
-/// Puts in what the kernel gives no value for: −∞ for the maximum of no token, and NaN where that is normalised.
+/// Puts in what the kernel gives no value for: the maximum of no token is −∞; normalised, that is NaN beside zeros.
 pub(super) fn maximum_of_none(desc: &ModelDesc, batch: &PackedBatch, out: &mut [f32]) {
     if batch.skip_tokens == 0 || !desc.pooling.contains(&Pooling::Max) {
         return;
     }
-    let (dim, h) = (desc.dim(), desc.hidden_size);
-    for (i, row) in out.chunks_exact_mut(dim).enumerate() {
+    for (i, row) in out.chunks_exact_mut(desc.dim()).enumerate() {
         if batch.seq(i).len() > batch.skip_tokens {
             continue;
         }
-        if batch.normalize || !desc.modules.is_empty() {
+        if !desc.modules.is_empty() {
             row.fill(f32::NAN);
             continue;
         }
-        for (part, mode) in row.chunks_exact_mut(h).zip(&desc.pooling) {
-            if *mode == Pooling::Max {
-                part.fill(f32::NEG_INFINITY);
+        for (part, mode) in row.chunks_exact_mut(desc.hidden_size).zip(&desc.pooling) {
+            match (*mode == Pooling::Max, batch.normalize) {
+                (true, false) => part.fill(f32::NEG_INFINITY),
+                (true, true) => part.fill(f32::NAN),
+                (false, true) => part.fill(0.0),
+                (false, false) => {}
             }
         }
     }
