@@ -217,6 +217,39 @@ fn batch_invariant_bits_do_not_depend_on_the_batch() {
     });
 }
 
+/// Every architecture's tiles and limits. From sm_90 on, a kernel that follows another begins early, and the stand-in sees to
+/// it that it waits; with the same bits.
+#[test]
+fn architectures_of_gpus_give_the_same_bits_early_or_not() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-trace.txt");
+    let name = "models::architectures_of_gpus_give_the_same_bits_early_or_not";
+    let capabilities = [80, 86, 89, 90, 100, 120];
+    let listed = capabilities.map(|c| c.to_string()).join(",");
+    let devices = capabilities.len().to_string();
+    let switches = [
+        ("BERTHIER_EMU_DEVICES", &devices[..]),
+        ("BERTHIER_EMU_ARCH", &listed),
+        ("BERTHIER_EMU_TRACE", trace),
+    ];
+    on_stand_in(name, &switches, || {
+        let desc = ModelDesc { intermediate_size: 512, ..desc() };
+        let seqs = sequences(&[5, 40, 100, 17], &desc);
+        let mut first = None;
+        for (ordinal, capability) in capabilities.into_iter().enumerate() {
+            let _ = std::fs::remove_file(trace);
+            let mut cuda = backend(Device::Cuda(ordinal), &desc, Precision::Fp16, true);
+            let got = bits(&run(&mut *cuda, batch(&[0, 1, 2, 3], &seqs), desc.dim()));
+            assert_eq!(*first.get_or_insert_with(|| got.clone()), got, "sm_{capability}");
+            let launches = std::fs::read_to_string(trace).unwrap();
+            // both attention kernels run: one more a layer
+            assert_eq!(launches.lines().count(), LAUNCHES + 2, "{launches}");
+            let early: Vec<bool> = launches.lines().map(|line| line.ends_with(" early")).collect();
+            let behind_the_copy = !early[0];
+            assert!(behind_the_copy && early[1..].iter().all(|&e| e == (capability >= 90)), "{launches}");
+        }
+    });
+}
+
 /// Without it, one sequence has its products split. Two devices of a kind still give the same bits for the same batch.
 #[test]
 fn devices_of_a_kind_give_the_same_bits() {

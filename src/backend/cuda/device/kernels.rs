@@ -4,8 +4,7 @@
 use super::super::image::{Manifest, fatbin};
 use super::super::tiles::{Element, TileTable};
 use super::memory::{Called, Slice};
-use cudarc::driver::result;
-use cudarc::driver::sys::CUfunction_attribute as FunctionAttribute;
+use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
@@ -72,6 +71,8 @@ struct Kernel {
 
 /// The kernels of one element type.
 pub(super) struct Kernels {
+    /// Whether they wait for the one before, so that they may be launched before it has ended.
+    wait: bool,
     /// By their names without the element type's suffix.
     by_name: HashMap<String, Kernel>,
 }
@@ -100,10 +101,11 @@ impl Kernels {
             let kernel = Kernel { function, threads, most_dynamic_shared: kernel.dynamic_shared };
             by_name.insert(name.to_owned(), kernel);
         }
-        Ok(Self { by_name })
+        Ok(Self { wait: Manifest::get().waits_for_predecessor(table.gpu().compute_capability), by_name })
     }
 
-    /// Puts a kernel into the stream, whose context is current.
+    /// Puts a kernel into the stream, whose context is current. What directly follows another kernel begins while that one
+    /// ends, where kernels can (programmatic dependent launch): launching costs a small batch more than computing.
     ///
     /// # Safety
     /// The arguments are those that the kernel's header names, in that order; arrays are as long as it says for this grid,
@@ -114,6 +116,7 @@ impl Kernels {
     pub(super) unsafe fn launch(
         &self,
         stream: &CudaStream,
+        follows_kernel: bool,
         name: &str,
         grid: [usize; 2],
         dynamic_shared: usize,
@@ -136,17 +139,29 @@ impl Kernels {
             };
         }
         let size = |n: usize| u32::try_from(n).expect("grids are as large as a batch's tiles");
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: size(grid[0]),
+            gridDimY: size(grid[1]),
+            gridDimZ: 1,
+            blockDimX: kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: size(dynamic_shared),
+            hStream: stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.wait && follows_kernel),
+        };
+        let function = kernel.function.cu_function();
         // SAFETY: function and stream are of one context; the arguments are the caller's promise, and the driver copies
         // them before it returns
-        unsafe {
-            result::launch_kernel(
-                kernel.function.cu_function(),
-                (size(grid[0]), size(grid[1]), 1),
-                (kernel.threads, 1, 1),
-                size(dynamic_shared),
-                stream.cu_stream(),
-                &mut parameters[..arguments.len()],
-            )
-        }
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function, parameters.as_mut_ptr(), null_mut())
+        };
+        launched.result()
     }
 }

@@ -15,6 +15,7 @@ use kernels::Kernels;
 use memory::Called;
 use ops::{Products, Queue};
 use slot::Slot;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use weights::{Weights, out_of_memory};
 use workspace::Workspace;
@@ -102,12 +103,14 @@ impl CudaBackend {
     ) -> Result<Self> {
         let table = TileTable::new(device.gpu.clone(), element);
         let kernels = Kernels::load(&device.context, &table).map_err(|e| device.failed(e))?;
-        let weights = Weights::new(&device, desc, weights, element)?;
-        let shape = EncoderShape::of("", desc);
         let longest = desc.longest_sequence();
+        let weights = Weights::new(&device, desc, weights, element, workspace_bytes(desc, longest))?;
+        let shape = EncoderShape::of("", desc);
         let chosen = || workspace::budget(&table, &shape, desc, options.batch_invariant);
         let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.max(longest));
         let (max_tokens, workspace, slots) = allocate(&device, desc, wanted, weights.bytes())?;
+        // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
+        device.context.synchronize().map_err(|e| device.failed(e))?;
         Ok(Self {
             desc: desc.clone(),
             table,
@@ -149,6 +152,7 @@ impl CudaBackend {
             table: &self.table,
             products: &self.products,
             partials: self.workspace.partials.all(),
+            follows_kernel: Cell::new(false),
         };
         let forward = Forward {
             queue: &queue,
@@ -178,7 +182,10 @@ fn allocate(
         match both {
             Ok((workspace, slots)) => return Ok((tokens, workspace, slots)),
             Err(e) if driver::is_out_of_memory(e) && tokens > least => tokens = (tokens / 2).max(least),
-            Err(e) => return Err(out_of_memory(device, e, weight_bytes + workspace_bytes(desc, tokens))),
+            Err(e) => {
+                let needed = weight_bytes + workspace_bytes(desc, tokens);
+                return Err(out_of_memory(device, e, needed, weight_bytes));
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use super::kernels::{Argument, Epilogue, Kernels};
 use super::memory::{Called, Slice};
 use super::weights::{Linear, Norm};
 use cudarc::driver::CudaStream;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 /// `RowNormKind` of `kernels/rows.cuh`.
@@ -26,6 +26,8 @@ pub(super) struct Queue<'a> {
     pub(super) products: &'a Products,
     /// Partial sums of split products.
     pub(super) partials: Slice<f32>,
+    /// Whether the last thing in the stream is a kernel; not at first, when the stream waits for a copy.
+    pub(super) follows_kernel: Cell<bool>,
 }
 
 /// How products are launched: chosen once for each shape.
@@ -130,6 +132,20 @@ fn may_hold<T>(what: &str, slice: Slice<T>, len: usize) {
 }
 
 impl Queue<'_> {
+    /// # Safety
+    /// As [`Kernels::launch`].
+    unsafe fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 2],
+        dynamic_shared: usize,
+        arguments: &[Argument],
+    ) -> Called<()> {
+        let follows_kernel = self.follows_kernel.replace(true);
+        // SAFETY: the caller's promise
+        unsafe { self.kernels.launch(self.stream, follows_kernel, name, grid, dynamic_shared, arguments) }
+    }
+
     /// Three tables' rows, added and normalised. `out` `[total_tokens, width]`
     pub(super) fn embed(
         &self,
@@ -148,8 +164,7 @@ impl Queue<'_> {
         check_norm(norm, width);
         // SAFETY: lengths are checked above; ids, types and positions are inside their tables, which is the seam's promise
         unsafe {
-            self.kernels.launch(
-                self.stream,
+            self.launch(
                 &launch.name,
                 launch.grid,
                 launch.dynamic_shared,
@@ -187,8 +202,7 @@ impl Queue<'_> {
         check_norm(norm, width);
         // SAFETY: lengths are checked above
         unsafe {
-            self.kernels.launch(
-                self.stream,
+            self.launch(
                 &launch.name,
                 launch.grid,
                 launch.dynamic_shared,
@@ -270,12 +284,12 @@ impl Queue<'_> {
         ];
         let tile = launch.tile;
         // SAFETY: lengths are checked above, those of split products too
-        unsafe { self.kernels.launch(self.stream, tile.name, launch.grid, tile.dynamic_shared, &arguments) }?;
+        unsafe { self.launch(tile.name, launch.grid, tile.dynamic_shared, &arguments) }?;
         let Some(reduce) = launch.reduce else { return Ok(()) };
         let splits = launch.grid[1];
         let arguments = [partials.into(), out.into(), m.into(), n.into(), splits.into(), epilogue];
         // SAFETY: as above
-        unsafe { self.kernels.launch(self.stream, SPLITK_REDUCE, [reduce.grid, 1], 0, &arguments) }
+        unsafe { self.launch(SPLITK_REDUCE, [reduce.grid, 1], 0, &arguments) }
     }
 
     /// One path's sequences. `qkv` `[total_tokens, 3 * hidden]`, `out` `[total_tokens, hidden]`
@@ -305,9 +319,7 @@ impl Queue<'_> {
         ];
         let tile = launch.tile;
         // SAFETY: lengths are checked above; the entries were made of the batch's sequences, which are within total_tokens
-        unsafe {
-            self.kernels.launch(self.stream, tile.name, [launch.grid, 1], tile.dynamic_shared, &arguments)
-        }
+        unsafe { self.launch(tile.name, [launch.grid, 1], tile.dynamic_shared, &arguments) }
     }
 
     /// Token vectors to vectors. `x` `[total_tokens, hidden]`, `out` `[batch, stride]`
@@ -339,8 +351,7 @@ impl Queue<'_> {
         };
         // SAFETY: lengths are checked above; sequences are within total_tokens
         unsafe {
-            self.kernels.launch(
-                self.stream,
+            self.launch(
                 &launch.name,
                 launch.grid,
                 launch.dynamic_shared,
@@ -376,7 +387,7 @@ impl Queue<'_> {
             false.into(),
         ];
         // SAFETY: the length is checked above; a row is read and written by one warp
-        unsafe { self.kernels.launch(self.stream, "l2_normalize", [rows.div_ceil(4), 1], 0, &arguments) }
+        unsafe { self.launch("l2_normalize", [rows.div_ceil(4), 1], 0, &arguments) }
     }
 }
 

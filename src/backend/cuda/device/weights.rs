@@ -89,19 +89,21 @@ pub(super) enum Residual {
 }
 
 impl Weights {
-    /// Converts and copies. `support::check` has passed the model.
+    /// Converts and copies. `support::check` has passed the model; `beside` bytes have to fit the memory too.
     pub(super) fn new(
         device: &Opened,
         desc: &ModelDesc,
         weights: &model::Weights,
         element: Element,
+        beside: usize,
     ) -> Result<Self> {
         let mut count =
             Sink { at: 0, element, device: None, overflow: false, block: Vec::new(), half: Vec::new() };
         let planned = layout(&mut count, desc, weights);
         planned.map_err(|e| device.failed(e))?;
         let bytes = count.at;
-        let memory = Memory::new(&device.context, bytes).map_err(|e| out_of_memory(device, e, bytes))?;
+        let memory =
+            Memory::new(&device.context, bytes).map_err(|e| out_of_memory(device, e, bytes + beside, 0))?;
         let mut write = Sink { at: 0, device: Some(&memory), ..count };
         let model = layout(&mut write, desc, weights).map_err(|e| device.failed(e))?;
         let overflow = write.overflow;
@@ -113,13 +115,13 @@ impl Weights {
     }
 }
 
-/// The error of an allocation of so many bytes.
-pub(super) fn out_of_memory(device: &Opened, e: DriverError, bytes: usize) -> Error {
+/// The error of an allocation: `needed` bytes in all, of which `held` have been had.
+pub(super) fn out_of_memory(device: &Opened, e: DriverError, needed: usize, held: usize) -> Error {
     if !driver::is_out_of_memory(e) {
         return device.failed(e);
     }
-    let free_bytes = device.context.mem_get_info().map_or(0, |(free, _)| free as u64);
-    Error::DeviceMemory { device: device.name.clone(), needed_bytes: bytes as u64, free_bytes }
+    let free_bytes = device.context.mem_get_info().map_or(0, |(free, _)| (free + held) as u64);
+    Error::DeviceMemory { device: device.name.clone(), needed_bytes: needed as u64, free_bytes }
 }
 
 /// Takes arrays one after another: counts them, or converts and copies them.
