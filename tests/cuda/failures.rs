@@ -83,7 +83,7 @@ fn a_precision_without_kernels_is_refused() {
     on_stand_in("failures::a_precision_without_kernels_is_refused", &[], || {
         let error = open_small(&BackendOptions { precision: Precision::Fp32, ..options() }).err().unwrap();
         assert!(matches!(error, Error::InvalidOption { name: "precision", .. }), "{error}");
-        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4 };
+        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
         let desc = ModelDesc { positions: rotary, ..desc() };
         let error = open(Device::Cuda(0), &desc, &Weights::random(&desc, 7), &options()).err().unwrap();
         assert!(

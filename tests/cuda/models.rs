@@ -150,7 +150,7 @@ fn architectures_match_reference() {
         for activation in [Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::Silu] {
             check(&ModelDesc { hidden_act: activation, num_hidden_layers: 1, ..base.clone() });
         }
-        // MPNet, RoBERTa, ALBERT, DistilBERT, and what no family has by itself
+        // MPNet, RoBERTa, ALBERT, DistilBERT, JinaBERT, and what no family has by itself
         let pad = Positions::AfterPadding { pad: 1 };
         let bias = AttentionBias::RelativeBuckets;
         let groups = LayerWeights::Shared(LayerGroups { groups: 1, inner: 2 });
@@ -159,6 +159,7 @@ fn architectures_match_reference() {
             ModelDesc { positions: pad, attention_bias: bias, type_vocab_size: 0, ..base.clone() },
             ModelDesc { embedding_size: Some(24), layer_weights: groups, ..base.clone() },
             ModelDesc { attention_span: span, ..base.clone() },
+            ModelDesc { attention_bias: AttentionBias::Alibi, positions: Positions::None, ..base.clone() },
             ModelDesc { feed_forward: FeedForward::Gated, ..base.clone() },
             ModelDesc { feed_forward: FeedForward::Gated, hidden_act: Activation::Silu, ..base.clone() },
         ] {

@@ -98,7 +98,7 @@ pub(crate) fn run(command: &BenchCommand) -> Result<Outcome, Failure> {
             return Ok(Outcome::Done);
         }
         BenchCommand::ColdStart(args) => cold_start::measure(args, &embedder)?,
-        BenchCommand::Kernels(args) => kernels::measure(args, &embedder, model.isa_used())?,
+        BenchCommand::Kernels(args) => kernels::measure(args, &embedder, model.isa_used(&embedder))?,
         BenchCommand::Costs(_) => unreachable!("costs are predicted, above"),
     };
     print(report, output, earlier.as_ref(), &embedder, load_seconds, out)?;

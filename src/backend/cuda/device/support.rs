@@ -49,18 +49,19 @@ fn refusal(desc: &ModelDesc) -> Option<String> {
         return Some(format!("sequences of {} tokens: at most {LONGEST_SEQUENCE}", desc.longest_sequence()));
     }
     match desc.positions {
-        Positions::FromZero | Positions::AfterPadding { .. } => {}
+        Positions::FromZero | Positions::AfterPadding { .. } | Positions::None => {}
         Positions::Rotary { .. } => return Some("rotary positions".into()),
     }
     match desc.norms {
         Norms::Post => {}
+        Norms::PostQueryKey => return Some("layernorms of queries and keys".into()),
         Norms::Pre => return Some("layernorms in front of attention and feed-forward".into()),
     }
     match desc.layer_weights {
         LayerWeights::Own | LayerWeights::Shared(_) => {}
     }
     match desc.attention_bias {
-        AttentionBias::None | AttentionBias::RelativeBuckets => {}
+        AttentionBias::None | AttentionBias::RelativeBuckets | AttentionBias::Alibi => {}
     }
     match &desc.attention_span {
         AttentionSpan::Global => {}
@@ -155,6 +156,7 @@ mod tests {
             base(),
             ModelDesc { embedding_size: Some(24), layer_weights: LayerWeights::Shared(groups), ..base() },
             ModelDesc { attention_bias: AttentionBias::RelativeBuckets, ..base() },
+            ModelDesc { attention_bias: AttentionBias::Alibi, positions: Positions::None, ..base() },
             ModelDesc { attention_span: AttentionSpan::Mixed { reach: 5, local }, ..base() },
             ModelDesc { feed_forward: FeedForward::Gated, ..base() },
             ModelDesc { modules: vec![Module::Dense(dense), Module::LayerNorm, Module::Normalize], ..base() },
@@ -170,7 +172,7 @@ mod tests {
             Module::Dense(Dense { out_features, bias: true, activation, use_residual: false })
         };
         let local = vec![true; 12];
-        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4 };
+        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
         for (desc, name) in [
             (ModelDesc { num_attention_heads: 4, ..base() }, "head size 16"),
             (ModelDesc { hidden_size: 96, num_attention_heads: 1, ..base() }, "head size 96"),
@@ -180,6 +182,7 @@ mod tests {
             (ModelDesc { max_position_embeddings: 9000, ..base() }, "sequences of 9000"),
             (ModelDesc { positions: rotary, ..base() }, "rotary"),
             (ModelDesc { norms: Norms::Pre, ..base() }, "layernorms in front"),
+            (ModelDesc { norms: Norms::PostQueryKey, ..base() }, "queries and keys"),
             (
                 ModelDesc { attention_span: AttentionSpan::Mixed { reach: 0, local }, ..base() },
                 "reaches no other token",

@@ -8,7 +8,9 @@ use super::driver::{self, Opened};
 use super::memory::{ALIGNMENT, Called, Memory, Slice};
 use super::support;
 use crate::error::{Error, Result};
-use crate::model::{self, AttentionBias, FeedForward, ModelDesc, ModuleWeights, Tensor, relative_bucket};
+use crate::model::{
+    self, AttentionBias, FeedForward, ModelDesc, ModuleWeights, Tensor, alibi_slope, relative_bucket,
+};
 use cudarc::driver::result::DriverError;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -297,7 +299,14 @@ fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Ca
         attention_bias: match (desc.attention_bias, &weights.relative_attention_bias) {
             (AttentionBias::None, _) => Slice::NONE,
             (AttentionBias::RelativeBuckets, Some(table)) => {
-                sink.floats(&bias_lines(&table.to_f32(), desc.num_attention_heads, bias_radius))?
+                let (table, heads) = (table.to_f32(), desc.num_attention_heads);
+                let of = |head, distance| table[relative_bucket(distance) * heads + head];
+                sink.floats(&bias_lines(of, heads, bias_radius))?
+            }
+            (AttentionBias::Alibi, _) => {
+                let heads = desc.num_attention_heads;
+                let of = |head, distance: isize| alibi_slope(head, heads) * distance.unsigned_abs() as f32;
+                sink.floats(&bias_lines(of, heads, bias_radius))?
             }
             (AttentionBias::RelativeBuckets, None) => {
                 panic!("the weights are those of the described attention")
@@ -332,11 +341,11 @@ fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Ca
     })
 }
 
-/// The bias of a key at each distance from its query, −radius to radius, for the softmax in base 2.
-fn bias_lines(table: &[f32], heads: usize, radius: usize) -> Vec<f32> {
+/// The bias `of` a head and a key at each distance from its query, −radius to radius, for the softmax in base 2.
+fn bias_lines(of: impl Fn(usize, isize) -> f32, heads: usize, radius: usize) -> Vec<f32> {
     let at = |head: usize, i: usize| {
-        let bucket = relative_bucket(i as isize - radius as isize);
-        (f64::from(table[bucket * heads + head]) * std::f64::consts::LOG2_E) as f32
+        (f64::from(of(head, i as isize - radius as isize)) * std::f64::consts::LOG2_E) as f32
     };
+    let at = &at;
     (0..heads).flat_map(|head| (0..=2 * radius).map(move |i| at(head, i))).collect()
 }
