@@ -35,10 +35,12 @@ mod engine;
 mod error;
 pub mod model;
 mod options;
+mod quantize;
 mod threads;
 pub mod tokenize;
 
 pub use engine::{DeviceInfo, Embedder, Embeddings, Stream, TokenCount};
 pub use error::{Error, Result};
 pub use options::{Normalize, Options};
+pub use quantize::{Quantizer, Ranges};
 pub use threads::Threads;
