@@ -54,7 +54,10 @@ impl Ranges {
         }
         let good = |(low, high): (&f32, &f32)| low.is_finite() && high.is_finite() && low <= high;
         if let Some(i) = low.iter().zip(&high).position(|bounds| !good(bounds)) {
-            return refuse(format!("component {i} from {} to {}: two finite numbers that rise", low[i], high[i]));
+            return refuse(format!(
+                "component {i} from {} to {}: two finite numbers that rise",
+                low[i], high[i]
+            ));
         }
         Ok(Self { low, high, seen: true })
     }
@@ -65,7 +68,10 @@ impl Ranges {
     /// If these are not whole vectors.
     pub fn include(&mut self, vectors: &[f32]) {
         let dim = self.low.len();
-        assert!(vectors.is_empty() || (dim > 0 && vectors.len().is_multiple_of(dim)), "vectors of {dim} components");
+        assert!(
+            vectors.is_empty() || (dim > 0 && vectors.len().is_multiple_of(dim)),
+            "vectors of {dim} components"
+        );
         for vector in vectors.chunks_exact(dim.max(1)) {
             if !self.seen {
                 self.low.copy_from_slice(vector);
@@ -179,7 +185,10 @@ impl Quantizer {
     /// # Panics
     /// If these are not whole vectors, or not of the ranges' width.
     pub fn quantize_into(&self, vectors: &[f32], dim: usize, out: &mut Vec<u8>) {
-        assert!(vectors.is_empty() || (dim > 0 && vectors.len().is_multiple_of(dim)), "vectors of {dim} components");
+        assert!(
+            vectors.is_empty() || (dim > 0 && vectors.len().is_multiple_of(dim)),
+            "vectors of {dim} components"
+        );
         for vector in vectors.chunks_exact(dim.max(1)) {
             match &self.to {
                 To::Buckets { ranges, steps } => {
@@ -192,7 +201,8 @@ impl Quantizer {
                 }
                 To::Bits => out.extend(vector.chunks(8).map(|eight| {
                     let bits = eight.iter().enumerate();
-                    bits.fold(0, |byte, (i, &v)| byte | u8::from(v > 0.0) << (7 - i)).wrapping_add(self.offset)
+                    bits.fold(0, |byte, (i, &v)| byte | u8::from(v > 0.0) << (7 - i))
+                        .wrapping_add(self.offset)
                 })),
             }
         }

@@ -4,12 +4,19 @@ use super::args::{EmbedArgs, OnError, OnTruncate};
 use super::compute::{Limits, compute};
 use super::input::{Block, Fields, Inputs, Message};
 use super::journal::{Counts, Fingerprint};
-use super::output::{Claim, Computed, Dtype, Plan, Target, Writer};
+use super::npy::Npy;
+use super::output::{
+    CALIBRATION_ROWS, Calibration, Claim, Computed, Dtype, Plan, Target, Writer, no_place_for_bad_rows,
+    ranges_file,
+};
 use super::provenance;
 use super::report::{Failure, Report, Speed, counted, grouped, print};
 use super::{Outcome, resolve};
-use berthier::Embedder;
+use crate::search::Data;
+use berthier::{Embedder, Ranges};
+use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -39,13 +46,15 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<Outcome, Failure> {
 
     // everything that can be wrong with the output is said before the model is loaded
     let mark = args.on_truncate == OnTruncate::Mark;
-    let plan = Plan::new(out, args.output_format, args.dtype, args.id_field.is_some(), mark)?;
+    let mut plan = Plan::new(out, args.output_format, args.dtype, args.id_field.is_some(), mark)?;
+    check_quantization(args, &plan)?;
     let claim = Claim::new(&plan, args.resume, args.overwrite)?;
     if let Claim::Completed { rows } = claim {
         report.note(&format!("{} in {}, complete", counted(rows, "row"), plan.name()));
         return Ok(Outcome::Done);
     }
     let prepared = load(args, &report).and_then(|embedder| {
+        plan.calibration = calibration(args, &embedder)?;
         let fingerprint = fingerprint(args, &embedder, &inputs, &plan)?;
         Ok((embedder, fingerprint))
     });
@@ -114,6 +123,17 @@ fn fingerprint(
     let mut items = provenance::of(embedder, args.vectors.normalization())?;
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("output format", format!("{:?} {:?}", plan.format, plan.dtype));
+    if plan.dtype.has_ranges() {
+        add(
+            "ranges",
+            match &plan.calibration {
+                Calibration::FirstRows(rows) => format!("of the first {}", counted(*rows as u64, "row")),
+                Calibration::Known(ranges) => {
+                    format!("sha256 {}", provenance::hex(&Sha256::digest(ranges_file(ranges))))
+                }
+            },
+        );
+    }
     add("marks of cut rows", plan.mark_truncated.to_string());
     add("field", args.field.clone());
     add("id field", format!("{:?}", args.id_field));
@@ -122,6 +142,69 @@ fn fingerprint(
         add(&format!("input {:03}", i + 1), format!("{} ({:?}, {stamp})", source.name(), source.format));
     }
     Ok(items)
+}
+
+/// Refuses what the output has no place for.
+fn check_quantization(args: &EmbedArgs, plan: &Plan) -> Result<(), Failure> {
+    let given = args.calibration_rows.is_some() || args.calibration.is_some() || args.ranges.is_some();
+    if given && !plan.dtype.has_ranges() {
+        return Err(Failure::Error(
+            "--calibration, --calibration-rows and --ranges are for --dtype int8 and uint8".into(),
+        ));
+    }
+    if args.on_error == OnError::Skip
+        && let Some(why) = no_place_for_bad_rows(plan.format, plan.dtype)
+    {
+        return Err(Failure::Error(why));
+    }
+    if plan.dtype.has_ranges() && args.ranges.is_none() && !matches!(plan.target, Target::File(_)) {
+        return Err(Failure::Error(
+            "a stream has no place for the ranges that the numbers are made with: use -o FILE, or --ranges"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Where the ranges of int8 and uint8 come from.
+fn calibration(args: &EmbedArgs, embedder: &Embedder) -> Result<Calibration, Failure> {
+    let dim = embedder.dim();
+    if let Some(path) = &args.ranges {
+        let wrong = |why: String| Failure::Error(format!("{}: {why}", path.display()));
+        let npy = Npy::open(path)?;
+        let matrix = npy.data()?;
+        let bounds = match matrix.data {
+            Data::F32(bounds) if (npy.rows(), npy.dim()) == (2, dim) => bounds,
+            Data::F32(_) | Data::F16(_) => {
+                let (rows, columns) = (npy.rows(), npy.dim());
+                return Err(wrong(format!("({rows}, {columns}) numbers, (2, {dim}) of float32 needed")));
+            }
+        };
+        let (low, high) = bounds.split_at(dim);
+        let ranges = Ranges::from_bounds(low.to_vec(), high.to_vec()).map_err(|e| wrong(e.to_string()))?;
+        return Ok(Calibration::Known(ranges));
+    }
+    if let Some(path) = &args.calibration {
+        let fields = Fields { text: args.field.clone(), id: None };
+        let files = std::slice::from_ref(path);
+        let inputs = Inputs::check(files, args.input_format, fields, args.max_line_bytes.get())?;
+        let (mut ranges, mut rows) = (Ranges::new(dim), 0);
+        let blocks = inputs.read(0, embedder.window_bytes());
+        let limits = Limits { stop_at_bad: true, stop_at_cut: false, dtype: Dtype::Float32 };
+        while let Some(block) = next_block(&blocks)? {
+            let (computed, failure) = compute(embedder, block.rows, limits, true)?;
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            ranges.include(&computed.vectors);
+            rows += computed.rows.len();
+        }
+        return match rows {
+            0 => Err(Failure::Error(format!("{}: no text to calibrate with", path.display()))),
+            _ => Ok(Calibration::Known(ranges)),
+        };
+    }
+    Ok(Calibration::FirstRows(args.calibration_rows.map_or(CALIBRATION_ROWS, NonZeroUsize::get)))
 }
 
 /// Makes the first signal end the run between two blocks, and the second at once.
@@ -156,7 +239,7 @@ fn send(sender: &SyncSender<Computed>, block: Computed) -> Result<(), Stop> {
 
 fn write(mut writer: Writer, blocks: Receiver<Computed>) -> Result<Writer, Failure> {
     for block in blocks {
-        writer.write(&block)?;
+        writer.write(block)?;
     }
     Ok(writer)
 }

@@ -16,6 +16,7 @@ mod npy;
 mod output;
 mod provenance;
 mod report;
+mod rerank;
 mod search;
 mod similarity;
 
@@ -47,6 +48,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Similarity(args) => similarity::run(args),
         Command::Search(args) => search::run(args),
+        Command::Rerank(args) => rerank::run(args),
     };
     match result {
         Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use crate::backend::{self, Backend, BackendOptions, Capacity};
 use crate::batch::{PackedBatch, pack};
 use crate::error::{Error, Result};
-use crate::model::{self, ModelDesc, Norms};
+use crate::model::{self, Model, ModelDesc, Norms};
 use crate::options::{Normalize, Options, Prompt};
 use crate::threads::Threads;
 use crate::tokenize::{Encoding, Tokenizer};
@@ -11,10 +11,12 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+mod cross_encoder;
 mod devices;
 mod stream;
 mod vectors;
 
+pub use cross_encoder::{CrossEncoder, Ranked, Scores};
 pub use devices::DeviceInfo;
 pub use stream::Stream;
 pub use vectors::{Embeddings, TokenCount};
@@ -67,10 +69,16 @@ impl Embedder {
     /// the model or the options ask for.
     pub fn load(options: Options) -> Result<Self> {
         let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
-        let model = model::open(&dir)?;
-        let mut desc = model.desc;
-        experiment(&options, &mut desc)?;
+        let mut model = model::open(&dir)?;
+        experiment(&options, &mut model.desc)?;
+        Self::of_model(options, dir, model)
+    }
+
+    /// Opens the devices for a model that was read from `dir`.
+    fn of_model(options: Options, dir: PathBuf, model: Model) -> Result<Self> {
+        let desc = model.desc;
         let tokenizer = Tokenizer::load(&model.tokenizer)?;
+        let tokenizer = if desc.type_vocab_size == 0 { tokenizer.without_pair_types() } else { tokenizer };
         let types = desc.type_vocab_size.max(1);
         if tokenizer.highest_type_id() as usize >= types {
             let found = tokenizer.highest_type_id();

@@ -11,6 +11,7 @@ mod albert;
 mod bert;
 mod chain;
 mod checkpoint;
+mod classifier;
 mod config;
 mod distilbert;
 mod electra;
@@ -23,6 +24,7 @@ mod roberta;
 mod weights;
 
 pub use checkpoint::{Dtype, Tensor};
+pub(crate) use classifier::{Scores, open_classifier};
 pub use config::open;
 pub use mpnet::relative_bucket;
 pub use weights::{Layer, Linear, ModuleWeights, Norm, Weights};
