@@ -202,12 +202,15 @@ pub enum Error {
         message: String,
     },
 
-    /// A vector came out with NaN or infinity in it; the model's weights or the row's ids are at fault.
-    #[error("row {}{}: the vector is not finite (NaN or infinity in the weights, or an overflow)",
+    /// A vector came out with NaN or infinity in it; the model's weights, the row's ids or the precision are at
+    /// fault.
+    #[error("row {}{}: {why}",
         rows[0], if rows.len() > 1 { format!(" and {} more", rows.len() - 1) } else { String::new() })]
     NonFinite {
         /// Indices into the caller's slice (from 0), rising; at least one.
         rows: Vec<usize>,
+        /// What may have caused it, and the remedy if the precision has one.
+        why: &'static str,
     },
 
     /// The caller's output buffer has the wrong length.
@@ -226,9 +229,9 @@ impl Error {
         if let Self::Row { row, message } = self {
             return Self::Row { row: row + first, message };
         }
-        if let Self::NonFinite { mut rows } = self {
+        if let Self::NonFinite { mut rows, why } = self {
             rows.iter_mut().for_each(|r| *r += first);
-            return Self::NonFinite { rows };
+            return Self::NonFinite { rows, why };
         }
         self
     }

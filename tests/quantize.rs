@@ -110,7 +110,8 @@ mod command {
         fn new(lines: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let words = ["the", "cat", "sat", "on", "a", "mat", "hello", "world", "dog"];
-            let line = |i: usize| (0..1 + i % 7).map(|k| words[(i * 5 + k * k) % 9]).collect::<Vec<_>>().join(" ");
+            let line =
+                |i: usize| (0..1 + i % 7).map(|k| words[(i * 5 + k * k) % 9]).collect::<Vec<_>>().join(" ");
             let text: String = (0..lines).map(|i| line(i) + "\n").collect();
             fs::write(dir.path().join("in.txt"), text).unwrap();
             Self(dir)
@@ -185,7 +186,8 @@ mod command {
 
         // jsonl: whole numbers
         let lines = place.ok(&["in.txt", "-o", "-", "--dtype", "binary"]);
-        let first: serde_json::Value = serde_json::from_slice(lines.split(|&b| b == b'\n').next().unwrap()).unwrap();
+        let first: serde_json::Value =
+            serde_json::from_slice(lines.split(|&b| b == b'\n').next().unwrap()).unwrap();
         let want: Vec<i8> = place.npy("binary.npy").1[..DIM / 8].iter().map(|&b| b as i8).collect();
         assert_eq!(first["embedding"], serde_json::json!(want));
     }
@@ -195,7 +197,8 @@ mod command {
         let place = Place::new(200);
         place.ok(&["in.txt", "-o", "f.npy"]);
         let vectors = place.floats("f.npy");
-        let quantized = |rows: usize| Quantizer::int8(Ranges::of(&vectors[..rows * DIM], DIM)).quantize(&vectors, DIM);
+        let quantized =
+            |rows: usize| Quantizer::int8(Ranges::of(&vectors[..rows * DIM], DIM)).quantize(&vectors, DIM);
         place.ok(&["in.txt", "-o", "a.npy", "--dtype", "int8", "--calibration-rows", "7"]);
         assert!(place.npy("a.npy").1 == quantized(7));
         assert!(quantized(7) != quantized(200), "some values are clipped");
@@ -242,7 +245,11 @@ mod command {
         let as_json = |bytes: &[u8], broken: bool| {
             let mut file = fs::File::create(&input).unwrap();
             for (i, line) in String::from_utf8_lossy(bytes).lines().enumerate() {
-                let text = if broken && i == 3500 { "{".into() } else { serde_json::json!({"text": line}).to_string() };
+                let text = if broken && i == 3500 {
+                    "{".into()
+                } else {
+                    serde_json::json!({"text": line}).to_string()
+                };
                 writeln!(file, "{text}").unwrap();
             }
         };

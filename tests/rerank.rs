@@ -185,7 +185,12 @@ fn refused(dir: &Path, why: &str) {
 #[test]
 fn what_is_not_computed_is_refused_by_name() {
     for (name, file, key, value) in [
-        ("bert-saved", "config_sentence_transformers.json", "activation_fn", "torch.nn.modules.activation.Softmax"),
+        (
+            "bert-saved",
+            "config_sentence_transformers.json",
+            "activation_fn",
+            "torch.nn.modules.activation.Softmax",
+        ),
         ("bert-saved", "config_sentence_transformers.json", "model_type", "SparseEncoder"),
         ("bert-saved", "config_sentence_transformers.json", "default_prompt_name", "query"),
         ("bert-saved", "sentence_bert_config.json", "transformer_task", "text-generation"),

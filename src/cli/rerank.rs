@@ -157,9 +157,9 @@ fn parse(args: &RerankArgs, place: String, line: String) -> Result<Asked, Failur
         serde_json::from_str(&line).map_err(|e| wrong(format!("{e} (documents alone need --query)")))?;
     let (query, documents) = (&args.query_field, &args.documents_field);
     let asked = value[query].as_str().ok_or_else(|| wrong(format!("no \"{query}\", a string")))?;
-    let list = value[documents].as_array().and_then(|list| {
-        list.iter().map(|d| d.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
-    });
+    let list = value[documents]
+        .as_array()
+        .and_then(|list| list.iter().map(|d| d.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>());
     let list = list.ok_or_else(|| wrong(format!("no \"{documents}\", a list of strings")))?;
     Ok(Asked { query: asked.into(), documents: list, place })
 }

@@ -1,7 +1,7 @@
 //! Scores of text pairs: the same rooms, with two texts in one sequence and a head that scores behind the encoder.
 
 use super::vectors::TokenCount;
-use super::{Embedder, check_buffer, finite, row_bytes};
+use super::{Embedder, check_buffer, devices_of, row_bytes};
 use crate::error::{Error, Result};
 use crate::model::{self, ModelDesc, Scores as Choice};
 use crate::options::{Normalize, Options, Prompt};
@@ -79,7 +79,10 @@ impl CrossEncoder {
         }
         let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
         let model = model::open_classifier(&dir, scores)?;
-        let embedder = Embedder::of_model(options, dir, model)?;
+        let embedder = {
+            let open = devices_of(&options);
+            Embedder::of_model(options, dir, model, open)?
+        };
         let (desc, tokenizer) = (&embedder.shared.desc, &embedder.shared.tokenizer);
         let (types, found) = (desc.type_vocab_size.max(1), tokenizer.highest_pair_type_id()?);
         if found as usize >= types {
@@ -174,12 +177,10 @@ impl CrossEncoder {
         pairs: &[(A, B)],
         out: &mut [f32],
     ) -> Result<Vec<TokenCount>> {
-        let labels = self.labels();
-        check_buffer(out, pairs.len(), labels)?;
+        check_buffer(out, pairs.len(), self.labels())?;
         let mut counts = Vec::with_capacity(pairs.len());
-        let mut non_finite = Vec::new();
-        let (mut first, limit) = (0, self.window_bytes());
-        while first < pairs.len() {
+        let limit = self.window_bytes();
+        self.embedder.run(0, out, |first| {
             let mut bytes = 0;
             let fit = |(a, b): &(A, B)| {
                 bytes += row_bytes(a.as_ref()) + b.as_ref().len();
@@ -189,12 +190,8 @@ impl CrossEncoder {
             let window = &pairs[first..first + len];
             let encodings = self.tokenize(window).map_err(|e| e.with_first_row(first))?;
             counts.extend(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }));
-            let out = &mut out[first * labels..][..len * labels];
-            let sequences = |i: usize| (&encodings[i].ids[..], &encodings[i].type_ids[..]);
-            self.embedder.run(len, sequences, 0, out, first, &mut non_finite)?;
-            first += len;
-        }
-        finite(non_finite)?;
+            Ok(encodings)
+        })?;
         Ok(counts)
     }
 

@@ -40,6 +40,12 @@ impl Opened {
         Self { backends: opened.into_iter().map(|(_, backend)| backend).collect(), devices, warnings }
     }
 
+    /// The caller's own.
+    pub(super) fn given(backends: Vec<Box<dyn Backend>>) -> Self {
+        assert!(!backends.is_empty(), "at least one backend");
+        Self::new(backends.into_iter().map(|backend| (Device::Cpu, backend)).collect(), Vec::new())
+    }
+
     /// For all devices together. Batches are cut for the device that takes the least: so they are the same ones, and with
     /// them their vectors' bits, whoever computes them and however many devices there are.
     pub(super) fn capacity(&self) -> Capacity {

@@ -1,20 +1,24 @@
 //! Walks the rooms: texts → tokens → packed batches → backend → rows in the caller's order.
 
 use crate::backend::{self, Backend, BackendOptions, Capacity};
-use crate::batch::{PackedBatch, pack};
 use crate::error::{Error, Result};
-use crate::model::{self, Model, ModelDesc, Norms};
+use crate::model::{self, Model, ModelDesc, Norms, Weights};
 use crate::options::{Normalize, Options, Prompt};
 use crate::threads::Threads;
 use crate::tokenize::{Encoding, Tokenizer};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 mod cross_encoder;
 mod devices;
+mod pool;
+mod run;
 mod stream;
 mod vectors;
+
+use devices::Opened;
+use run::{Crew, Ids};
 
 pub use cross_encoder::{CrossEncoder, Ranked, Scores};
 pub use devices::DeviceInfo;
@@ -28,8 +32,9 @@ const BYTES_PER_TOKEN: usize = 4;
 
 /// A loaded model: texts in, vectors out. `Send + Sync`; a clone shares the model.
 ///
-/// Calls from several threads are safe; batches are computed one after another, each on all the threads that
-/// the embedder was given.
+/// Calls from several threads are safe. On the CPU batches are computed one after another, each on all the
+/// threads that the embedder was given; GPUs have a queue of batches that all calls share, and a thread each,
+/// which waits for the device and pulls from the queue.
 #[derive(Clone)]
 pub struct Embedder {
     shared: Arc<Shared>,
@@ -51,14 +56,7 @@ struct Shared {
     capacity: Capacity,
     devices: Vec<DeviceInfo>,
     device_name: String,
-    device: Mutex<Device>,
-}
-
-/// The backend, and the buffers that go with one batch.
-struct Device {
-    backend: Box<dyn Backend>,
-    batch: PackedBatch,
-    vectors: Vec<f32>,
+    crew: Crew,
 }
 
 impl Embedder {
@@ -68,14 +66,43 @@ impl Embedder {
     /// Every variant of [`Error`] that is about files, options and devices; nothing is substituted for what
     /// the model or the options ask for.
     pub fn load(options: Options) -> Result<Self> {
+        let open = devices_of(&options);
+        Self::load_on(options, open)
+    }
+
+    /// As [`load`](Self::load), with backends of the caller's own in place of the devices of the options: for tests of what
+    /// happens when devices are slow or fail.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and what `open` returns.
+    ///
+    /// # Panics
+    /// If `open` returns no backend.
+    #[doc(hidden)]
+    pub fn load_with(
+        options: Options,
+        open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Vec<Box<dyn Backend>>>,
+    ) -> Result<Self> {
+        Self::load_on(options, |desc, weights, options| Ok(Opened::given(open(desc, weights, options)?)))
+    }
+
+    fn load_on(
+        options: Options,
+        open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened>,
+    ) -> Result<Self> {
         let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
         let mut model = model::open(&dir)?;
         experiment(&options, &mut model.desc)?;
-        Self::of_model(options, dir, model)
+        Self::of_model(options, dir, model, open)
     }
 
     /// Opens the devices for a model that was read from `dir`.
-    fn of_model(options: Options, dir: PathBuf, model: Model) -> Result<Self> {
+    fn of_model(
+        options: Options,
+        dir: PathBuf,
+        model: Model,
+        open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened>,
+    ) -> Result<Self> {
         let desc = model.desc;
         let tokenizer = Tokenizer::load(&model.tokenizer)?;
         let tokenizer = if desc.type_vocab_size == 0 { tokenizer.without_pair_types() } else { tokenizer };
@@ -112,15 +139,11 @@ impl Embedder {
             batch_invariant: options.batch_invariant,
             ..BackendOptions::new(threads.clone())
         };
-        let opened =
-            devices::open(&options.device, &backend_options, backend::cuda_devices, |device, options| {
-                backend::open(device, &desc, &model.weights, options)
-            })?;
+        let opened = open(&desc, &model.weights, &backend_options)?;
         let capacity = opened.capacity();
         let names: Vec<_> = opened.devices.iter().map(|d| d.name.clone()).collect();
         let mut warnings = model.warnings;
         warnings.extend(opened.warnings);
-        let backend = opened.backends.into_iter().next().expect("at least one device was opened");
 
         let embedder = Self {
             prompt: String::new(),
@@ -137,7 +160,7 @@ impl Embedder {
                 capacity,
                 device_name: names.join(", "),
                 devices: opened.devices,
-                device: Mutex::new(Device { backend, batch: PackedBatch::default(), vectors: Vec::new() }),
+                crew: Crew::new(opened.backends)?,
                 desc,
             }),
         };
@@ -272,6 +295,17 @@ impl Embedder {
         self.shared.threads.count()
     }
 
+    /// What each device that has failed so far said, with its name; the others have taken over its batches.
+    pub fn device_failures(&self) -> Vec<String> {
+        self.shared.crew.failures()
+    }
+
+    /// Calls of about [`window_bytes`](Self::window_bytes) at the same time, from as many threads, that keep the devices
+    /// busy: while one call waits for them, another has its texts tokenised. 1 where the host's own threads compute.
+    pub fn parallel_calls(&self) -> usize {
+        self.shared.crew.parallel_calls()
+    }
+
     /// Bytes of text that keep the embedder busy in one call: enough for sorting by length to pay, small
     /// enough that results come soon. Callers that cut a corpus into calls cut it about here.
     pub fn window_bytes(&self) -> usize {
@@ -309,23 +343,18 @@ impl Embedder {
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] with the text that the tokenizer refuses; [`Error::NonFinite`]
-    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right.
+    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right;
+    /// [`Error::DeviceLost`] if the last device failed: rows that were not finished hold NaN, all others are
+    /// right.
     pub fn embed_into<S: AsRef<str> + Sync>(&self, texts: &[S], out: &mut [f32]) -> Result<Vec<TokenCount>> {
-        let dim = self.dim();
-        check_buffer(out, texts.len(), dim)?;
+        check_buffer(out, texts.len(), self.dim())?;
         let mut counts = Vec::with_capacity(texts.len());
-        let mut non_finite = Vec::new();
-        let mut first = 0;
-        while first < texts.len() {
+        self.run(self.skip_tokens, out, |first| {
             let window = &texts[first..first + self.window_len(&texts[first..])];
             let encodings = self.tokenize(window).map_err(|e| e.with_first_row(first))?;
             counts.extend(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }));
-            let out = &mut out[first * dim..][..window.len() * dim];
-            let sequences = |i: usize| (&encodings[i].ids[..], &encodings[i].type_ids[..]);
-            self.run(window.len(), sequences, self.skip_tokens, out, first, &mut non_finite)?;
-            first += window.len();
-        }
-        finite(non_finite)?;
+            Ok(encodings)
+        })?;
         Ok(counts)
     }
 
@@ -349,8 +378,8 @@ impl Embedder {
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] if offsets do not rise, a sequence is empty or longer than the
-    /// model's positions, or an id is outside the vocabulary; [`Error::NonFinite`] as in
-    /// [`embed_into`](Self::embed_into).
+    /// model's positions, or an id is outside the vocabulary; [`Error::NonFinite`] and
+    /// [`Error::DeviceLost`] as in [`embed_into`](Self::embed_into).
     pub fn embed_ids_into(&self, ids: &[u32], offsets: &[usize], out: &mut [f32]) -> Result<()> {
         let desc = &self.shared.desc;
         let rows = offsets.len().saturating_sub(1);
@@ -372,10 +401,7 @@ impl Embedder {
             }
         }
         let zeros = vec![0; offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)];
-        let sequences = |i: usize| (&ids[offsets[i]..offsets[i + 1]], &zeros[..offsets[i + 1] - offsets[i]]);
-        let mut non_finite = Vec::new();
-        self.run(rows, sequences, 0, out, 0, &mut non_finite)?;
-        finite(non_finite)
+        self.run(0, out, |_| Ok(Ids { ids, offsets, zeros: &zeros }))
     }
 
     /// The vectors of a stream of texts, in order, a block at a time, in bounded memory.
@@ -412,56 +438,6 @@ impl Embedder {
             .unwrap_or(texts.len())
             .max(1)
     }
-
-    /// Packs, computes and puts the vectors back in order. The pooling leaves out the first `skip_tokens`;
-    /// `first` is the caller's row of sequence 0.
-    fn run<'a>(
-        &self,
-        n: usize,
-        sequences: impl Fn(usize) -> (&'a [u32], &'a [u32]),
-        skip_tokens: usize,
-        out: &mut [f32],
-        first: usize,
-        non_finite: &mut Vec<usize>,
-    ) -> Result<()> {
-        let (dim, full) = (self.dim(), self.shared.desc.dim());
-        let seqlens: Vec<usize> = (0..n).map(|i| sequences(i).0.len()).collect();
-        let plan = pack(&seqlens, self.shared.capacity.max_tokens);
-        for range in plan.batches {
-            let rows = &plan.order[range];
-            // a poisoned lock only says that another caller's batch failed: every batch starts afresh
-            let mut device = self.shared.device.lock().unwrap_or_else(PoisonError::into_inner);
-            let Device { backend, batch: spare, vectors } = &mut *device;
-            let mut batch = std::mem::take(spare);
-            batch.clear();
-            batch.skip_tokens = skip_tokens;
-            batch.normalize = match self.normalize {
-                Normalize::Model => self.shared.desc.normalize,
-                Normalize::Always => dim == full,
-                Normalize::Never => false,
-            };
-            for &row in rows {
-                let (ids, type_ids) = sequences(row);
-                batch.push_at(row, ids, type_ids, self.shared.desc.positions.of(ids));
-            }
-            vectors.resize(rows.len() * full, 0.0);
-            backend.submit(batch)?;
-            *spare = backend.collect(vectors)?;
-
-            for (vector, &row) in vectors.chunks_exact(full).zip(rows) {
-                let place = &mut out[row * dim..][..dim];
-                place.copy_from_slice(&vector[..dim]);
-                if self.normalize == Normalize::Always && dim < full {
-                    l2_normalize(place);
-                }
-                if place.iter().any(|v| !v.is_finite()) {
-                    place.fill(f32::NAN);
-                    non_finite.push(first + row);
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 impl std::fmt::Debug for Embedder {
@@ -471,6 +447,18 @@ impl std::fmt::Debug for Embedder {
             .field("device", &self.shared.device_name)
             .field("dim", &self.dim())
             .finish_non_exhaustive()
+    }
+}
+
+/// Opens what the options ask for.
+fn devices_of(
+    options: &Options,
+) -> impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened> + use<> {
+    let choice = options.device.clone();
+    move |desc, weights, backend_options| {
+        devices::open(&choice, backend_options, backend::cuda_devices, |device, options| {
+            backend::open(device, desc, weights, options)
+        })
     }
 }
 
@@ -504,12 +492,6 @@ fn experiment(options: &Options, desc: &mut ModelDesc) -> Result<()> {
     Ok(())
 }
 
-/// x / max(‖x‖₂, 1e-12), with the sum in f64.
-fn l2_normalize(x: &mut [f32]) {
-    let norm = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt().max(1e-12);
-    x.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
-}
-
 /// What a text weighs in a window: even an empty one takes tokens and a vector.
 fn row_bytes(text: &str) -> usize {
     text.len() + 2 * BYTES_PER_TOKEN
@@ -518,9 +500,4 @@ fn row_bytes(text: &str) -> usize {
 fn check_buffer(out: &[f32], rows: usize, dim: usize) -> Result<()> {
     let needed = rows * dim;
     if out.len() == needed { Ok(()) } else { Err(Error::BufferSize { found: out.len(), needed }) }
-}
-
-fn finite(mut rows: Vec<usize>) -> Result<()> {
-    rows.sort_unstable();
-    if rows.is_empty() { Ok(()) } else { Err(Error::NonFinite { rows }) }
 }

@@ -366,7 +366,7 @@ mod tests {
         }
         for (wrong, why) in [
             ("x,isa=vax", "portable, avx2, avx512"),
-            ("x,device=tpu", "one of cpu, reference"),
+            ("x,device=tpu", "one of auto, cpu, reference, cuda"),
             ("x,store=int8", "one of float32, float16"),
             ("x,truncate-dim=0", "truncate-dim"),
             ("x,dtype=f16", "dtype: not known: one of device, precision, isa"),
