@@ -97,7 +97,7 @@ mod command {
     use std::process::{Command, Stdio};
     use tempfile::TempDir;
 
-    const DIM: usize = 48;
+    const DIM: usize = 32;
 
     fn model() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/current-mean/model")
@@ -225,47 +225,40 @@ mod command {
         place.fails(&["in.txt", "-o", "-", "--dtype", "int8"], "no place for the ranges");
         place.fails(&["in.txt", "-o", "-", "--dtype", "float16"], "JSON numbers have no type");
         place.ok(&["in.txt", "-o", "f.npy"]);
-        place.fails(&with(&["--dtype", "uint8", "--ranges", "f.npy"]), "(2, 48) of float32 needed");
+        place.fails(&with(&["--dtype", "uint8", "--ranges", "f.npy"]), "(2, 32) of float32 needed");
         fs::write(place.0.path().join("none.txt"), "").unwrap();
         place.fails(&with(&["--dtype", "uint8", "--calibration", "none.txt"]), "no text to calibrate with");
         assert!(!place.0.path().join("a.npy").exists());
     }
 
-    /// A run that is ended by a row too long, after some blocks, goes on with the ranges that it began with.
+    /// A run that a bad row ends, after some blocks, goes on with the ranges that it began with.
     #[test]
     fn a_resumed_run_keeps_its_ranges() {
         let place = Place::new(4000);
-        let whole = ["in.txt", "-o", "whole.npy", "--dtype", "int8", "--calibration-rows", "50"];
-        place.ok(&whole);
-        // stopped by a signal's stand-in: a bad row behind most of the others
-        let good = place.read("in.txt");
-        let mut bad = good.clone();
-        bad.extend(b"\xff\xfe\n");
-        let input = place.0.path().join("in.jsonl");
-        let as_json = |bytes: &[u8], broken: bool| {
-            let mut file = fs::File::create(&input).unwrap();
-            for (i, line) in String::from_utf8_lossy(bytes).lines().enumerate() {
-                let text = if broken && i == 3500 {
-                    "{".into()
-                } else {
-                    serde_json::json!({"text": line}).to_string()
-                };
-                writeln!(file, "{text}").unwrap();
-            }
+        let text = String::from_utf8(place.read("in.txt")).unwrap();
+        let mut file = fs::File::create(place.0.path().join("in.jsonl")).unwrap();
+        for (i, line) in text.lines().enumerate() {
+            let row = serde_json::json!({"text": line}).to_string();
+            writeln!(file, "{}", if i == 3500 { "{" } else { &row }).unwrap();
+        }
+        let job = |out| ["in.jsonl", "-o", out, "--dtype", "int8", "--calibration-rows", "50"];
+        let skipping = |out, more: &[&'static str]| {
+            let (code, _, stderr) = place.embed(&[&job(out)[..], &["--on-error", "skip"], more].concat());
+            assert_eq!(code, 1, "{stderr}");
         };
-        as_json(&good, true);
-        let job = ["in.jsonl", "-o", "a.npy", "--dtype", "int8", "--calibration-rows", "50"];
-        place.fails(&job, "3501");
-        let partial = place.read("a.npy.partial");
-        assert!(partial.len() > 128 + 50 * DIM, "some rows are kept");
-        let kept = place.read("a.npy.ranges.npy.partial");
-        assert_eq!(kept, place.read("whole.npy.ranges.npy"));
+        skipping("whole.jsonl", &[]);
+        let whole = String::from_utf8(place.read("whole.jsonl")).unwrap();
+        assert_eq!(whole.lines().count(), 4000);
+
+        place.fails(&job("a.jsonl"), "3501");
+        let kept = String::from_utf8(place.read("a.jsonl.partial")).unwrap();
+        assert!(kept.lines().count() > 50 && whole.starts_with(&kept), "some rows are kept");
         // other ranges are another job
-        let other = [&job[..6], &["51", "--resume"]].concat();
+        let other = [&job("a.jsonl")[..6], &["51", "--resume"]].concat();
         place.fails(&other, "ranges: was of the first 50 rows, is of the first 51 rows");
-        let resumed = [&job[..], &["--resume"]].concat();
-        place.fails(&resumed, "3501");
-        assert_eq!(place.read("a.npy.ranges.npy.partial"), kept);
-        assert_eq!(place.read("a.npy.partial"), partial);
+        skipping("a.jsonl", &["--resume"]);
+        assert!(place.read("a.jsonl") == whole.as_bytes());
+        assert_eq!(place.read("a.jsonl.ranges.npy"), place.read("whole.jsonl.ranges.npy"));
+        assert!(!place.0.path().join("a.jsonl.ranges.npy.partial").exists());
     }
 }
