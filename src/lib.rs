@@ -39,7 +39,9 @@ mod quantize;
 mod threads;
 pub mod tokenize;
 
-pub use engine::{CrossEncoder, DeviceInfo, Embedder, Embeddings, Ranked, Scores, Stream, TokenCount};
+pub use engine::{
+    CrossEncoder, DeviceInfo, Embedder, Embeddings, Ranked, Scores, Stream, TokenCount, TokenVectors,
+};
 pub use error::{Error, Result};
 pub use options::{Normalize, Options};
 pub use quantize::{Quantizer, Ranges};

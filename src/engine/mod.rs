@@ -15,6 +15,7 @@ mod devices;
 mod pool;
 mod run;
 mod stream;
+mod token_vectors;
 mod vectors;
 
 use devices::Opened;
@@ -23,6 +24,7 @@ use run::{Crew, Ids};
 pub use cross_encoder::{CrossEncoder, Ranked, Scores};
 pub use devices::DeviceInfo;
 pub use stream::Stream;
+pub use token_vectors::TokenVectors;
 pub use vectors::{Embeddings, TokenCount};
 
 /// Batches' worth of text that is tokenised and sorted by length at a time.
@@ -56,6 +58,8 @@ struct Shared {
     capacity: Capacity,
     devices: Vec<DeviceInfo>,
     device_name: String,
+    /// Whether every device gives them.
+    token_vectors: bool,
     crew: Crew,
 }
 
@@ -160,6 +164,7 @@ impl Embedder {
                 capacity,
                 device_name: names.join(", "),
                 devices: opened.devices,
+                token_vectors: opened.backends.iter().all(|backend| backend.gives_token_vectors()),
                 crew: Crew::new(opened.backends)?,
                 desc,
             }),

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/cross-encoders: scores of text pairs as the CrossEncoder of sentence-transformers gives them.
+"""Writes tests/fixtures/cross-encoders and tests/fixtures/token-vectors, as sentence-transformers computes them.
 
     pip install -r tools/requirements-fixtures.txt
-    python tools/fixtures_cross_encoders.py [--out tests/fixtures/cross-encoders]
+    python tools/fixtures_heads.py [--out tests/fixtures]
 
-Small models with random weights, one for each family's head, in the layouts that cross-encoders come in. Everything is
-computed on the CPU, in float32, on one thread, one pair at a time.
+Scores of text pairs: small models with random weights, one for each family's head, in the layouts that cross-encoders
+come in. Token vectors: of models that tools/fixtures.py has written. Everything is computed on the CPU, in float32, on
+one thread, one pair or text at a time.
 """
 
 import argparse
@@ -126,16 +127,43 @@ def golden(out, name):
     print(f"{name}: {scores.shape}, spread {spread:.3f}")
 
 
+def token_vectors(out):
+    """Vectors of all tokens; the same models without and with a prompt, which the pooling of one leaves out."""
+    shutil.rmtree(out / "token-vectors", ignore_errors=True)
+    (out / "token-vectors").mkdir(parents=True)
+    texts = ["", "Yes.", common.PARAGRAPH, "Where is the nearest pharmacy?", "Café 中文 and 文字", common.PARAGRAPH[:80]]
+    for name, prompt in [
+        ("tiny/current-mean", ""),
+        ("tiny/default-prompt", None),
+        ("families/xlm-roberta", ""),
+        ("families/bert-without-prompt", "query: "),
+        ("families/bert-modules", ""),
+        ("families/modernbert", "find: "),
+    ]:
+        model = common.load(out / name / "model")
+        keywords = {} if prompt is None else {"prompt": prompt}
+        vectors = [model.encode(t, output_value="token_embeddings", convert_to_numpy=True, **keywords) for t in texts]
+        vectors = [np.asarray(v.cpu() if hasattr(v, "cpu") else v, dtype="<f4") for v in vectors]
+        assert all(np.isfinite(v).all() for v in vectors)
+        target = out / "token-vectors" / name.replace("/", "-")
+        values = {"versions": common.versions(), "model": name, "prompt": prompt, "dim": vectors[0].shape[1],
+                  "texts": texts, "lengths": [len(v) for v in vectors]}
+        common.dump(target.with_suffix(".json"), values)
+        np.concatenate(vectors).tofile(target.with_suffix(".f32"))
+        print(f"{name}: {[v.shape for v in vectors]}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(__file__).parent.parent / "tests" / "fixtures" / "cross-encoders"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "fixtures")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    shutil.rmtree(args.out, ignore_errors=True)
+    token_vectors(args.out)
+    out = args.out / "cross-encoders"
+    shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         for seed, (name, (config, labels, tokenizer, layout, keys)) in enumerate(specs().items()):
             torch.manual_seed(700 + seed)
@@ -145,14 +173,14 @@ def main():
             plain = Path(scratch) / name
             model.save_pretrained(plain)
             tokenizer.save_pretrained(plain)
-            directory = args.out / name / "model"
+            directory = out / name / "model"
             if layout == "saved":
                 CrossEncoder(str(plain), device="cpu").save_pretrained(str(directory), create_model_card=False)
             else:
                 shutil.copytree(plain, directory)
                 values = json.loads((directory / "config.json").read_text())
                 common.dump(directory / "config.json", {**values, **keys})
-            golden(args.out, name)
+            golden(out, name)
 
 
 if __name__ == "__main__":
