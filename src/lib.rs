@@ -35,10 +35,14 @@ mod engine;
 mod error;
 pub mod model;
 mod options;
+mod quantize;
 mod threads;
 pub mod tokenize;
 
-pub use engine::{DeviceInfo, Embedder, Embeddings, Stream, TokenCount};
+pub use engine::{
+    CrossEncoder, DeviceInfo, Embedder, Embeddings, Ranked, Scores, Stream, TokenCount, TokenVectors,
+};
 pub use error::{Error, Result};
 pub use options::{Normalize, Options};
+pub use quantize::{Quantizer, Ranges};
 pub use threads::Threads;

@@ -35,6 +35,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling, Transformer
 from transformers.modeling_outputs import BaseModelOutput
+from sentence_transformers.util.quantization import quantize_embeddings
 from transformers import (
     AlbertConfig,
     AlbertTokenizer,
@@ -1114,9 +1115,37 @@ def tokenizer_variants(out, scratch):
     print(f"{len(variants)} tokenizer variants")
 
 
+# ---------------------------------------------------------------------------------------------- quantisation
+
+
+def quantized(out):
+    """Vectors of 19 components and what quantize_embeddings makes of them, all of it as hexadecimal bytes."""
+    generator = np.random.default_rng(31)
+    vectors = generator.standard_normal((40, 19)).astype(np.float32) * np.float32(0.2)
+    vectors[:, 3] = 0.25  # an empty range
+    vectors[5, 4:9] = [0.0, -0.0, 1e-40, -1e-40, 3.0]
+    calibration = vectors[:12]
+    low, high = calibration.min(axis=0), calibration.max(axis=0)
+    # on the edges of buckets
+    edges = np.arange(19, dtype=np.float32) * 13
+    vectors[20] = low + edges * ((high - low) / np.float32(255))
+    vectors[21], vectors[22] = high, low
+    rows = {"vectors": vectors}
+    for precision in ["int8", "uint8", "binary", "ubinary"]:
+        rows[precision] = quantize_embeddings(vectors, precision)
+        if precision.endswith("int8"):
+            rows[f"{precision} calibrated"] = quantize_embeddings(
+                vectors, precision, calibration_embeddings=calibration
+            )
+    values = {"versions": versions(), "dim": 19, "calibration_rows": 12}
+    values.update((name, array.tobytes().hex()) for name, array in rows.items())
+    out.mkdir(parents=True)
+    dump(out / "golden.json", values)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("minilm", "tiny", "tokenizers", "families")
+    parts = ("minilm", "tiny", "tokenizers", "families", "quantize")
     parser.add_argument("minilm", type=Path, nargs="?", help="directory of all-MiniLM-L6-v2")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="the folders to write")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "fixtures")
@@ -1137,6 +1166,8 @@ def main():
             tiny_models(args.out, Path(scratch))
         if "families" in args.only:
             families(args.out / "families", Path(scratch))
+        if "quantize" in args.only:
+            quantized(args.out / "quantize")
     if "minilm" in args.only:
         minilm(args.minilm, args.out)
 

@@ -45,14 +45,19 @@ pub trait Backend: Send {
     /// When the device fails.
     fn submit(&mut self, batch: PackedBatch) -> Result<()>;
 
+    /// Whether batches may ask for [`token_vectors`](PackedBatch::token_vectors).
+    fn gives_token_vectors(&self) -> bool {
+        false
+    }
+
     /// Waits for the oldest submitted batch and writes its vectors, `[batch, dim]` row-major f32, in the
-    /// batch's order.
+    /// batch's order; of a batch that asks for token vectors these, `[total_tokens, hidden_size]`.
     ///
     /// # Errors
     /// When the device fails.
     ///
     /// # Panics
-    /// If nothing was submitted or `out` has another length than `batch * dim`.
+    /// If nothing was submitted or `out` has another length.
     fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch>;
 }
 

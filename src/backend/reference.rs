@@ -497,6 +497,10 @@ impl Backend for Reference {
         }
     }
 
+    fn gives_token_vectors(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, batch: PackedBatch) -> Result<()> {
         self.queue.push_back(batch);
         Ok(())
@@ -504,7 +508,17 @@ impl Backend for Reference {
 
     fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
         let batch = self.queue.pop_front().expect("a batch was submitted");
-        let dim = self.desc.dim();
+        let (dim, h) = (self.desc.dim(), self.desc.hidden_size);
+        if batch.token_vectors {
+            assert_eq!(out.len(), batch.total_tokens() * h, "one vector per token");
+            for i in 0..batch.len() {
+                let t = batch.seq(i);
+                let (ids, types) = (&batch.ids[t.clone()], &batch.type_ids[t.clone()]);
+                let x = self.encode(ids, types, &batch.positions[t.clone()]);
+                out[t.start * h..t.end * h].copy_from_slice(&x);
+            }
+            return Ok(batch);
+        }
         assert_eq!(out.len(), batch.len() * dim, "one vector per sequence");
         for (i, row) in out.chunks_exact_mut(dim).enumerate() {
             let t = batch.seq(i);

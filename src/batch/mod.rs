@@ -25,6 +25,8 @@ pub struct PackedBatch {
     pub normalize: bool,
     /// Tokens at the start of every sequence that the pooling leaves out.
     pub skip_tokens: usize,
+    /// Whether the vectors of all tokens are wanted, before pooling, in place of one vector a sequence.
+    pub token_vectors: bool,
 }
 
 impl PackedBatch {

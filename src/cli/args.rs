@@ -5,6 +5,7 @@ use super::eval::EvalCommand;
 use super::input::Format as InputFormat;
 use super::output::{Dtype, Format as OutputFormat};
 use super::report::Failure;
+use super::rerank::RerankArgs;
 use super::search::SearchArgs;
 use super::similarity::SimilarityArgs;
 use berthier::backend::cpu::Isa;
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Similarity(SimilarityArgs),
     /// The texts of a corpus that are most like a query
     Search(SearchArgs),
+    /// Documents in the order in which a cross-encoder says that they answer a query
+    Rerank(RerankArgs),
 }
 
 /// Which model, and on what it runs.
@@ -159,9 +162,21 @@ pub(crate) struct EmbedArgs {
     /// How to write the vectors [default: by OUT's name; jsonl to standard output]
     #[arg(long, value_enum, help_heading = OUTPUT, value_name = "FORMAT")]
     pub(crate) output_format: Option<OutputFormat>,
-    /// Numbers of npy and raw output [default: float32]
+    /// Numbers of npy and raw output; quantised ones of jsonl too [default: float32]
+    ///
+    /// int8, uint8, binary and ubinary are those of sentence-transformers' quantize_embeddings. int8 and uint8 divide the
+    /// range of each component into 256; OUT.ranges.npy keeps the ranges.
     #[arg(long, value_enum, help_heading = OUTPUT)]
     pub(crate) dtype: Option<Dtype>,
+    /// int8 and uint8: take the ranges from the first N rows of the input, which are held in memory [default: 10000]
+    #[arg(long, help_heading = OUTPUT, value_name = "N", conflicts_with_all = ["calibration", "ranges"])]
+    pub(crate) calibration_rows: Option<NonZeroUsize>,
+    /// int8 and uint8: take the ranges from the texts of a file, read as the input is
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE", conflicts_with = "ranges")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// int8 and uint8: the ranges of another run, its OUT.ranges.npy (or any [2, dim] float32 array)
+    #[arg(long, help_heading = OUTPUT, value_name = "FILE.npy")]
+    pub(crate) ranges: Option<PathBuf>,
     /// Replace OUT if it exists, and start afresh where a run was interrupted
     #[arg(long, help_heading = OUTPUT, conflicts_with = "resume")]
     pub(crate) overwrite: bool,

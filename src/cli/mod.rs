@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod calibrate;
 mod compute;
 mod embed;
 mod eval;
@@ -16,6 +17,7 @@ mod npy;
 mod output;
 mod provenance;
 mod report;
+mod rerank;
 mod search;
 mod similarity;
 
@@ -44,6 +46,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Similarity(args) => similarity::run(args),
         Command::Search(args) => search::run(args),
+        Command::Rerank(args) => rerank::run(args),
     };
     match result {
         Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,

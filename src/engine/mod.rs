@@ -2,7 +2,7 @@
 
 use crate::backend::{self, Backend, BackendOptions, Capacity};
 use crate::error::{Error, Result};
-use crate::model::{self, ModelDesc, Norms, Weights};
+use crate::model::{self, Model, ModelDesc, Norms, Weights};
 use crate::options::{Normalize, Options, Prompt};
 use crate::threads::Threads;
 use crate::tokenize::{Encoding, Tokenizer};
@@ -10,17 +10,21 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod cross_encoder;
 mod devices;
 mod pool;
 mod run;
 mod stream;
+mod token_vectors;
 mod vectors;
 
 use devices::Opened;
 use run::{Crew, Ids};
 
+pub use cross_encoder::{CrossEncoder, Ranked, Scores};
 pub use devices::DeviceInfo;
 pub use stream::Stream;
+pub use token_vectors::TokenVectors;
 pub use vectors::{Embeddings, TokenCount};
 
 /// Batches' worth of text that is tokenised and sorted by length at a time.
@@ -54,6 +58,8 @@ struct Shared {
     capacity: Capacity,
     devices: Vec<DeviceInfo>,
     device_name: String,
+    /// Whether every device gives them.
+    token_vectors: bool,
     crew: Crew,
 }
 
@@ -64,12 +70,8 @@ impl Embedder {
     /// Every variant of [`Error`] that is about files, options and devices; nothing is substituted for what
     /// the model or the options ask for.
     pub fn load(options: Options) -> Result<Self> {
-        let choice = options.device.clone();
-        Self::load_on(options, |desc, weights, backend_options| {
-            devices::open(&choice, backend_options, backend::cuda_devices, |device, options| {
-                backend::open(device, desc, weights, options)
-            })
-        })
+        let open = devices_of(&options);
+        Self::load_on(options, open)
     }
 
     /// As [`load`](Self::load), with backends of the caller's own in place of the devices of the options: for tests of what
@@ -93,10 +95,21 @@ impl Embedder {
         open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened>,
     ) -> Result<Self> {
         let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
-        let model = model::open(&dir)?;
-        let mut desc = model.desc;
-        experiment(&options, &mut desc)?;
+        let mut model = model::open(&dir)?;
+        experiment(&options, &mut model.desc)?;
+        Self::of_model(options, dir, model, open)
+    }
+
+    /// Opens the devices for a model that was read from `dir`.
+    fn of_model(
+        options: Options,
+        dir: PathBuf,
+        model: Model,
+        open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened>,
+    ) -> Result<Self> {
+        let desc = model.desc;
         let tokenizer = Tokenizer::load(&model.tokenizer)?;
+        let tokenizer = if desc.type_vocab_size == 0 { tokenizer.without_pair_types() } else { tokenizer };
         let types = desc.type_vocab_size.max(1);
         if tokenizer.highest_type_id() as usize >= types {
             let found = tokenizer.highest_type_id();
@@ -151,6 +164,7 @@ impl Embedder {
                 capacity,
                 device_name: names.join(", "),
                 devices: opened.devices,
+                token_vectors: opened.backends.iter().all(|backend| backend.gives_token_vectors()),
                 crew: Crew::new(opened.backends)?,
                 desc,
             }),
@@ -438,6 +452,18 @@ impl std::fmt::Debug for Embedder {
             .field("device", &self.shared.device_name)
             .field("dim", &self.dim())
             .finish_non_exhaustive()
+    }
+}
+
+/// Opens what the options ask for.
+fn devices_of(
+    options: &Options,
+) -> impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened> + use<> {
+    let choice = options.device.clone();
+    move |desc, weights, backend_options| {
+        devices::open(&choice, backend_options, backend::cuda_devices, |device, options| {
+            backend::open(device, desc, weights, options)
+        })
     }
 }
 

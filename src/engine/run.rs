@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::options::Normalize;
 use crate::tokenize::Encoding;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Why a vector is not finite, by the precision that it was computed in.
@@ -124,12 +125,22 @@ impl Embedder {
         out: &mut [f32],
         window: impl FnMut(usize) -> Result<S>,
     ) -> Result<()> {
-        let mut output = Output { embedder: self, skip_tokens, out, non_finite: Vec::new() };
-        match &self.shared.crew {
-            Crew::Single(single) => output.run_single(single, window)?,
-            Crew::Pool(pool) => Pumped::new(pool, &mut output).run(window)?,
-        }
-        output.finish()
+        let output = Output { embedder: self, skip_tokens, out, tokens: None, non_finite: Vec::new() };
+        output.run(window)
+    }
+
+    /// Computes the token vectors of one window: those of sequence `i` go to rows `offsets[i]` to `offsets[i + 1]` of
+    /// `out`, `[offsets.last(), hidden_size]`. Numbers of rows in errors are those of sequences.
+    pub(super) fn run_tokens(
+        &self,
+        sequences: Vec<Encoding>,
+        offsets: &[usize],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let tokens = Some(offsets);
+        let output = Output { embedder: self, skip_tokens: 0, out, tokens, non_finite: Vec::new() };
+        let mut window = Some(sequences);
+        output.run(|_| Ok(window.take().unwrap_or_default()))
     }
 }
 
@@ -138,13 +149,37 @@ struct Output<'e, 'o> {
     embedder: &'e Embedder,
     skip_tokens: usize,
     out: &'o mut [f32],
+    /// Where each row's token vectors begin, in vectors, and the end; none: there is one vector a row.
+    tokens: Option<&'o [usize]>,
     /// The caller's rows that came out as NaN or infinity.
     non_finite: Vec<usize>,
 }
 
 impl Output<'_, '_> {
+    fn run<S: Sequences>(mut self, window: impl FnMut(usize) -> Result<S>) -> Result<()> {
+        match &self.embedder.shared.crew {
+            Crew::Single(single) => self.run_single(single, window)?,
+            Crew::Pool(pool) => Pumped::new(pool, &mut self).run(window)?,
+        }
+        self.finish()
+    }
+
     fn rows(&self) -> usize {
-        self.out.len() / self.embedder.dim()
+        self.tokens.map_or_else(|| self.out.len() / self.embedder.dim(), |offsets| offsets.len() - 1)
+    }
+
+    /// The floats of a row.
+    fn span(&self, row: usize) -> Range<usize> {
+        match self.tokens {
+            None => {
+                let dim = self.embedder.dim();
+                row * dim..(row + 1) * dim
+            }
+            Some(offsets) => {
+                let h = self.embedder.shared.desc.hidden_size;
+                offsets[row] * h..offsets[row + 1] * h
+            }
+        }
     }
 
     fn window<S: Sequences>(&self, sequences: S, first: usize) -> Window<S> {
@@ -180,6 +215,7 @@ impl Output<'_, '_> {
         let Buffers { batch, vectors } = buffers;
         batch.clear();
         batch.skip_tokens = self.skip_tokens;
+        batch.token_vectors = self.tokens.is_some();
         batch.normalize = match self.embedder.normalize {
             Normalize::Model => desc.normalize,
             Normalize::Always => dim == full,
@@ -190,17 +226,23 @@ impl Output<'_, '_> {
             let (ids, type_ids) = window.sequences.get(row);
             batch.push_at(row, ids, type_ids, desc.positions.of(ids));
         }
-        vectors.resize(rows.len() * full, 0.0);
+        let floats =
+            if self.tokens.is_some() { batch.total_tokens() * desc.hidden_size } else { rows.len() * full };
+        vectors.resize(floats, 0.0);
     }
 
     /// Puts a batch's vectors into the caller's rows.
     fn place<S: Sequences>(&mut self, window: &Window<S>, i: usize, vectors: &[f32]) {
         let (dim, full) = (self.embedder.dim(), self.embedder.shared.desc.dim());
-        for (vector, &row) in vectors.chunks_exact(full).zip(window.batch(i)) {
+        let mut rest = vectors;
+        for &row in window.batch(i) {
             let row = window.first + row;
-            let place = &mut self.out[row * dim..][..dim];
-            place.copy_from_slice(&vector[..dim]);
-            if self.embedder.normalize == Normalize::Always && dim < full {
+            let span = self.span(row);
+            let (vector, behind) = rest.split_at(if self.tokens.is_some() { span.len() } else { full });
+            rest = behind;
+            let place = &mut self.out[span];
+            place.copy_from_slice(&vector[..place.len()]);
+            if self.tokens.is_none() && self.embedder.normalize == Normalize::Always && dim < full {
                 l2_normalize(place);
             }
             if place.iter().any(|v| !v.is_finite()) {
@@ -333,15 +375,18 @@ impl<'a, 'e, 'o, S: Sequences> Pumped<'a, 'e, 'o, S> {
 
     /// NaN in the rows that have no vector.
     fn blank_unfinished(&mut self) {
-        let dim = self.output.embedder.dim();
         for OpenWindow { window, finished, .. } in &self.windows {
             for i in (0..finished.len()).filter(|&i| !finished[i]) {
                 for &row in window.batch(i) {
-                    self.output.out[(window.first + row) * dim..][..dim].fill(f32::NAN);
+                    let span = self.output.span(window.first + row);
+                    self.output.out[span].fill(f32::NAN);
                 }
             }
         }
-        self.output.out[self.next_row * dim..].fill(f32::NAN);
+        for row in self.next_row..self.output.rows() {
+            let span = self.output.span(row);
+            self.output.out[span].fill(f32::NAN);
+        }
     }
 }
 

@@ -57,11 +57,7 @@ impl Chain {
                 return Err(entry.wrong("type", "the name of a module"));
             };
             let kind = kind(type_name).ok_or_else(|| entry.unsupported("type", KNOWN_MODULES))?;
-            let folder = entry.string("path")?.unwrap_or_default();
-            if !is_inside(folder) {
-                return Err(entry.wrong("path", "a folder inside the model directory"));
-            }
-            let folder = if folder.is_empty() { dir.to_path_buf() } else { dir.join(folder) };
+            let folder = folder_of(dir, &entry)?;
             let order = || entry.unsupported("type", "one Transformer comes first, then a Pooling");
             match kind {
                 Kind::Transformer if transformer.is_none() => transformer = Some(folder),
@@ -186,6 +182,49 @@ fn kind(type_name: &str) -> Option<Kind> {
     }
 }
 
+/// What [`torch_function`] knows.
+pub(super) const TORCH_FUNCTIONS: &str = "torch.nn's Identity, Tanh, ReLU, GELU, Sigmoid or SiLU";
+
+/// PyTorch's class of an element-wise function, by its Python path; `Some(None)` is the identity.
+pub(super) fn torch_function(name: &str) -> Option<Option<Activation>> {
+    if matches!(name, "torch.nn.modules.linear.Identity" | "torch.nn.Identity") {
+        return Some(None);
+    }
+    let class = ["torch.nn.modules.activation.", "torch.nn."].iter().find_map(|p| name.strip_prefix(p));
+    Some(Some(match class {
+        Some("Tanh") => Activation::Tanh,
+        Some("ReLU") => Activation::Relu,
+        Some("GELU") => Activation::Gelu,
+        Some("Sigmoid") => Activation::Sigmoid,
+        Some("SiLU") => Activation::Silu,
+        _ => return None,
+    }))
+}
+
+/// The folder of the one module of a cross-encoder's `modules.json`.
+pub(super) fn only_transformer(dir: &Path, path: &Path) -> Result<PathBuf> {
+    let mut transformer = None;
+    for entry in Object::read_list(path)? {
+        let named = entry.string("type")?.and_then(kind);
+        if named != Some(Kind::Transformer) || transformer.is_some() {
+            return Err(
+                entry.unsupported("type", "of a cross-encoder, this version computes one Transformer")
+            );
+        }
+        transformer = Some(folder_of(dir, &entry)?);
+    }
+    transformer.ok_or_else(|| Error::config(path, "no Transformer module"))
+}
+
+/// The folder of a module.
+fn folder_of(dir: &Path, entry: &Object) -> Result<PathBuf> {
+    let folder = entry.string("path")?.unwrap_or_default();
+    if !is_inside(folder) {
+        return Err(entry.wrong("path", "a folder inside the model directory"));
+    }
+    Ok(if folder.is_empty() { dir.to_path_buf() } else { dir.join(folder) })
+}
+
 fn module_config(folder: &Path, module: &str) -> Result<Object> {
     let path = folder.join("config.json");
     if !exists(&path)? {
@@ -226,22 +265,7 @@ fn dense(folder: &Path, width: usize, warnings: &mut Vec<String>) -> Result<Dens
             ));
             Some(Activation::Tanh)
         }
-        Some("torch.nn.modules.linear.Identity" | "torch.nn.Identity") => None,
-        Some(name) => {
-            let class =
-                ["torch.nn.modules.activation.", "torch.nn."].iter().find_map(|p| name.strip_prefix(p));
-            Some(match class {
-                Some("Tanh") => Activation::Tanh,
-                Some("ReLU") => Activation::Relu,
-                Some("GELU") => Activation::Gelu,
-                Some("Sigmoid") => Activation::Sigmoid,
-                Some("SiLU") => Activation::Silu,
-                _ => {
-                    let known = "torch.nn's Identity, Tanh, ReLU, GELU, Sigmoid or SiLU";
-                    return Err(config.unsupported(key, known));
-                }
-            })
-        }
+        Some(name) => torch_function(name).ok_or_else(|| config.unsupported(key, TORCH_FUNCTIONS))?,
     };
     Ok(Dense {
         out_features,

@@ -5,6 +5,7 @@
 
 use super::chain::Chain;
 use super::checkpoint::Checkpoint;
+use super::classifier;
 use super::encoder::{MOST_POSITIONS, Names, Settings};
 use super::json::{Object, exists};
 use super::{Family, Model, ModelDesc, Norms, Positions, TokenizerDesc, Weights};
@@ -24,7 +25,7 @@ const TRANSFORMER_CONFIGS: [&str; 7] = [
 ];
 
 /// Makes `model.safetensors` of `pytorch_model.bin`.
-const CONVERT: &str =
+pub(super) const CONVERT: &str =
     "from transformers import AutoModel; AutoModel.from_pretrained('DIR').save_pretrained('DIR')";
 
 /// Reads and checks a model directory, in the sentence-transformers or the plain transformers layout.
@@ -40,6 +41,16 @@ pub fn open(dir: &Path) -> Result<Model> {
     }
     let mut warnings = Vec::new();
     let modules_path = dir.join("modules.json");
+    if exists(&modules_path)? {
+        let own = Object::read_or_empty(&dir.join("config_sentence_transformers.json"))?;
+        if own.string("model_type")? == Some("CrossEncoder") {
+            return Err(own.unsupported(
+                "model_type",
+                "a cross-encoder has scores and no vectors (CrossEncoder and 'berthier rerank' take it): only \
+                 \"SentenceTransformer\"",
+            ));
+        }
+    }
     let chain = if exists(&modules_path)? { Some(Chain::read(dir, &modules_path)?) } else { None };
     let home = chain.as_ref().map_or(dir, |c| &c.transformer);
 
@@ -52,6 +63,12 @@ pub fn open(dir: &Path) -> Result<Model> {
             transformer_config(home)?
         }
         // rule 3: sentence-transformers reads no file of its own here, even if there are some
+        None if classifier::is_classifier(&config) => {
+            return Err(config.unsupported(
+                "architectures",
+                "a cross-encoder has scores and no vectors (CrossEncoder and 'berthier rerank' take it)",
+            ));
+        }
         None => {
             let lost = ["config_sentence_transformers.json", TRANSFORMER_CONFIGS[0], "1_Pooling"]
                 .iter()
@@ -88,7 +105,7 @@ pub(super) fn not_a_directory(path: &Path) -> Error {
     Error::config(path, "a file, where a model directory is needed (give the folder that holds config.json)")
 }
 
-fn encoder_config(home: &Path) -> Result<Object> {
+pub(super) fn encoder_config(home: &Path) -> Result<Object> {
     let path = home.join("config.json");
     if !exists(&path)? {
         return Err(Error::MissingFile {
@@ -107,7 +124,7 @@ fn encoder_config(home: &Path) -> Result<Object> {
 }
 
 /// `config.json` by its `model_type`.
-fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<ModelDesc> {
+pub(super) fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<ModelDesc> {
     if let Some(auto_map) = config.object("auto_map")?
         && auto_map.iter().next().is_some()
     {
@@ -143,7 +160,7 @@ fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<ModelDesc> {
 }
 
 /// `model_type` of each family, and what its task models put before the encoder's tensors (rule 31).
-const FAMILIES: [(&str, Family, &[&str]); 13] = [
+pub(super) const FAMILIES: [(&str, Family, &[&str]); 13] = [
     ("albert", Family::Albert, &["albert."]),
     ("bert", Family::Bert, &["bert."]),
     ("camembert", Family::Camembert, &["roberta."]),
@@ -164,7 +181,11 @@ fn known_families() -> String {
 }
 
 /// Every tensor of the encoder. What is left over and is no known head is said in `warnings`.
-fn weights(checkpoint: &Checkpoint, desc: &mut ModelDesc, warnings: &mut Vec<String>) -> Result<Weights> {
+pub(super) fn weights(
+    checkpoint: &Checkpoint,
+    desc: &mut ModelDesc,
+    warnings: &mut Vec<String>,
+) -> Result<Weights> {
     // JinaBERT's `model_type` is that of BERT, and so are its names
     let row = if desc.family == Family::JinaBert { Family::Bert } else { desc.family };
     let prefixes = FAMILIES.iter().find(|(_, family, _)| *family == row).map_or(&[][..], |f| f.2);
@@ -192,7 +213,7 @@ fn weights(checkpoint: &Checkpoint, desc: &mut ModelDesc, warnings: &mut Vec<Str
 }
 
 /// The file of the transformer module, or an empty object: none of its keys is required (rule 7).
-fn transformer_config(home: &Path) -> Result<Object> {
+pub(super) fn transformer_config(home: &Path) -> Result<Object> {
     for name in TRANSFORMER_CONFIGS {
         let path = home.join(name);
         if exists(&path)? {
@@ -223,7 +244,7 @@ fn check_transformer(config: &Object) -> Result<()> {
 }
 
 /// Rules 8 and 9: a clamp where the reference would fail on the first long text.
-fn max_seq_length(
+pub(super) fn max_seq_length(
     home: &Path,
     encoder: &Object,
     transformer: &Object,

@@ -11,6 +11,7 @@ mod albert;
 mod bert;
 mod chain;
 mod checkpoint;
+mod classifier;
 mod config;
 mod distilbert;
 mod electra;
@@ -27,6 +28,7 @@ mod rotary;
 mod weights;
 
 pub use checkpoint::{Dtype, Tensor};
+pub(crate) use classifier::{Scores, open_classifier};
 pub use config::open;
 pub use mpnet::relative_bucket;
 pub use rotary::rotary_angle;

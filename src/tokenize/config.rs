@@ -24,6 +24,10 @@ pub(super) struct Recipe {
     pub(super) kind: Kind,
     /// The special tokens before and behind a text; none: as the post-processor of the JSON says.
     pub(super) around: Option<(String, String)>,
+    /// Special tokens between two texts of a pair, where `around` says those around a text.
+    pub(super) separators: usize,
+    /// Whether the second text of a pair has type 1, where `around` says the special tokens.
+    pub(super) pair_types: bool,
     /// Whether the post-processor's token types go into the model, or 0 does.
     pub(super) types: bool,
     /// Tokens to add, in this order; those that are there already only change their flags.
@@ -212,10 +216,13 @@ pub(super) fn read(dir: &Path) -> Result<Recipe> {
         }
     }
     let types = match config.get("model_input_names") {
-        Some(Value::Array(names)) => names.iter().any(|n| n == "token_type_ids"),
+        Some(Value::Array(names)) => Some(names.iter().any(|n| n == "token_type_ids")),
         Some(other) => return Err(config.wrong("model_input_names", other, "a list")),
-        None => false,
+        None => None,
     };
+    let separators = if class == Class::Bert { 1 } else { 2 };
+    let pair_types = class == Class::Bert && types.unwrap_or(true);
+    let types = types.unwrap_or(false);
     let (path, kind) = match (class, json) {
         (Class::Unchanged, Some(json)) => (json_path, Kind::Json(json)),
         (Class::Roberta | Class::XlmRoberta | Class::Camembert | Class::Albert, Some(json)) => {
@@ -247,7 +254,7 @@ pub(super) fn read(dir: &Path) -> Result<Recipe> {
         }
     };
     let added = specials.into_added();
-    Ok(Recipe { path, kind, around, types, added, split_special_tokens, cut })
+    Ok(Recipe { path, kind, around, separators, pair_types, types, added, split_special_tokens, cut })
 }
 
 /// `tokenizer.json` as transformers makes it anew: vocabulary, merges and the first character map of the

@@ -4,8 +4,8 @@
 //! done by [`Tokenizer`](super::Tokenizer), which must count the tokens before the cut. Knows the crate; knows
 //! nothing of files.
 
-use super::Template;
 use super::config::{AddedToken, Bert, Kind, Recipe};
+use super::{PairTemplate, Template};
 use crate::error::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ pub(super) fn build(
     recipe: Recipe,
     lowercase_first: bool,
     vocab_size: usize,
-) -> Result<(TextTokenizer, Template)> {
+) -> Result<(TextTokenizer, Template, std::result::Result<PairTemplate, String>)> {
     let path = recipe.path.clone();
     guarded(&path, || build_unguarded(recipe, lowercase_first, vocab_size))
 }
@@ -106,7 +106,7 @@ fn build_unguarded(
     recipe: Recipe,
     lowercase_first: bool,
     vocab_size: usize,
-) -> Result<(TextTokenizer, Template)> {
+) -> Result<(TextTokenizer, Template, std::result::Result<PairTemplate, String>)> {
     let path = recipe.path;
     let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
 
@@ -127,7 +127,7 @@ fn build_unguarded(
     add_tokens(&mut inner, &recipe.added).map_err(fail)?;
     inner.set_encode_special_tokens(recipe.split_special_tokens);
 
-    let template = match recipe.around {
+    let (template, pair) = match recipe.around {
         Some((before, behind)) => {
             let id = |content: &str| {
                 // a name alone is not enough: it would get an id that the model never saw in training
@@ -136,16 +136,30 @@ fn build_unguarded(
                 let missing = || fail(format!("special token '{content}' is not in the vocabulary"));
                 id.map(|id| (id, 0)).ok_or_else(missing)
             };
-            Template { prefix: vec![id(&before)?], type_id: 0, suffix: vec![id(&behind)?] }
+            let (before, behind) = (id(&before)?, id(&behind)?);
+            let second_type = u32::from(recipe.pair_types);
+            let pair = PairTemplate {
+                before: vec![before],
+                first_type: 0,
+                between: vec![behind; recipe.separators],
+                second_type,
+                behind: vec![(behind.0, second_type)],
+            };
+            (Template { prefix: vec![before], type_id: 0, suffix: vec![behind] }, Ok(pair))
         }
         None => {
-            let template = template(&inner).map_err(fail)?;
-            if recipe.types { template } else { template.without_types() }
+            let (template, pair) = (template(&inner).map_err(fail)?, pair_template(&inner));
+            match recipe.types {
+                true => (template, pair),
+                false => (template.without_types(), pair.map(PairTemplate::without_types)),
+            }
         }
     };
     inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
 
-    let specials = template.prefix.iter().chain(&template.suffix).map(|&(id, _)| id);
+    let specials = template.prefix.iter().chain(&template.suffix);
+    let of_pair = pair.iter().flat_map(|p| p.before.iter().chain(&p.between).chain(&p.behind));
+    let specials = specials.chain(of_pair).map(|&(id, _)| id);
     let highest = inner.get_vocab(true).into_values().chain(specials).max();
     match highest {
         Some(id) if id as usize >= vocab_size => {
@@ -155,7 +169,7 @@ fn build_unguarded(
                  (vocab_size in config.json)"
             )))
         }
-        Some(_) => Ok((TextTokenizer { inner, path, cut_at_spaces }, template)),
+        Some(_) => Ok((TextTokenizer { inner, path, cut_at_spaces }, template, pair)),
         None => Err(fail("the vocabulary is empty".into())),
     }
 }
@@ -232,6 +246,28 @@ fn template(inner: &tokenizers::Tokenizer) -> std::result::Result<Template, Stri
     Ok(Template { prefix: tokens[..at].to_vec(), type_id: tokens[at].1, suffix: tokens[at + 1..].to_vec() })
 }
 
+/// What the post-processor puts around two texts, learnt from texts of one token each.
+fn pair_template(inner: &tokenizers::Tokenizer) -> std::result::Result<PairTemplate, String> {
+    let probe = |id, type_id| {
+        let token = tokenizers::Token::new(id, String::new(), (0, 0));
+        tokenizers::Encoding::from_tokens(vec![token], type_id)
+    };
+    let around = inner.post_process(probe(0, 0), Some(probe(1, 0)), true).map_err(|e| e.to_string())?;
+    let tokens: Vec<(u32, u32)> =
+        around.get_ids().iter().copied().zip(around.get_type_ids().iter().copied()).collect();
+    let own: Vec<usize> = (0..tokens.len()).filter(|&i| around.get_special_tokens_mask()[i] == 0).collect();
+    match own[..] {
+        [a, b] if (tokens[a].0, tokens[b].0) == (0, 1) => Ok(PairTemplate {
+            before: tokens[..a].to_vec(),
+            first_type: tokens[a].1,
+            between: tokens[a + 1..b].to_vec(),
+            second_type: tokens[b].1,
+            behind: tokens[b + 1..].to_vec(),
+        }),
+        _ => Err("the post_processor does not put a pair's texts in once each, in their order".into()),
+    }
+}
+
 fn refused(path: &Path, e: tokenizers::Error) -> Error {
     Error::Tokenizer { path: path.into(), message: e.to_string() }
 }
@@ -268,7 +304,7 @@ mod tests {
         let variants = ["plain", "config-cased", "config-keeps-accents", "config-no-chinese", "added-tokens"];
         for name in variants {
             let dir = fixtures().join("tokenizers").join(name);
-            let (tokenizer, _) = build(config::read(&dir).unwrap(), false, 1000).unwrap();
+            let (tokenizer, ..) = build(config::read(&dir).unwrap(), false, 1000).unwrap();
             assert!(tokenizer.cut_at_spaces, "{name}");
             for text in config::fixture_texts(&fixtures()) {
                 let whole = tokenizer.ids_in_pieces(&text, usize::MAX).unwrap();

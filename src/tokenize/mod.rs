@@ -9,9 +9,12 @@
 mod class;
 mod config;
 mod hf;
+mod pair;
 
 use crate::error::Result;
 use crate::model::TokenizerDesc;
+use pair::PairTemplate;
+use std::path::PathBuf;
 
 /// The token ids of one text, special tokens included, cut to the limit. Never padded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +39,9 @@ impl Encoding {
 pub struct Tokenizer {
     text: hf::TextTokenizer,
     template: Template,
+    /// Or why there is none.
+    pair: std::result::Result<PairTemplate, String>,
+    dir: PathBuf,
     cut: Side,
 }
 
@@ -78,8 +84,8 @@ impl Tokenizer {
     pub fn load(desc: &TokenizerDesc) -> Result<Self> {
         let recipe = config::read(&desc.dir)?;
         let cut = recipe.cut;
-        let (text, template) = hf::build(recipe, desc.do_lower_case, desc.vocab_size)?;
-        Ok(Self { text, template, cut })
+        let (text, template, pair) = hf::build(recipe, desc.do_lower_case, desc.vocab_size)?;
+        Ok(Self { text, template, pair, dir: desc.dir.clone(), cut })
     }
 
     /// Special tokens that every text gets: 2 for BERT (`[CLS]`, `[SEP]`).

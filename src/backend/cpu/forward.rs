@@ -25,7 +25,8 @@ pub(super) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// Computes the sequences `seqs` and writes their vectors to their rows of `out`, `[batch, dim]`.
+    /// Computes the sequences `seqs` and writes their vectors to their rows of `out`, `[batch, dim]`; or those of their
+    /// tokens to theirs, `[total_tokens, hidden]`.
     ///
     /// # Safety
     /// No one else touches these rows of `out` meanwhile.
@@ -129,6 +130,14 @@ impl Forward<'_> {
 
         let token_vectors = if averaged > 1 { &ws.sum } else { &ws.x };
         let x = matrix(token_vectors, m, h, x_stride);
+        if self.batch.token_vectors {
+            team.for_each(m, |i| {
+                // SAFETY: one call for each row, which the caller leaves to us
+                let vector = unsafe { out.row(tokens.start + i) };
+                vector.copy_from_slice(x.row(i));
+            });
+            return;
+        }
         let pool = |i: usize, vector: &mut [f32]| {
             let seq = self.batch.seq(seqs.start + i);
             let x = x.part(seq.start - tokens.start, seq.len(), 0, h);

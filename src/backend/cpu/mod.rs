@@ -199,6 +199,10 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn gives_token_vectors(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, batch: PackedBatch) -> Result<()> {
         assert!(self.submitted.is_none(), "one batch at a time");
         self.submitted = Some(batch);
@@ -207,13 +211,16 @@ impl Backend for CpuBackend {
 
     fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
         let batch = self.submitted.take().expect("a batch was submitted");
-        let dim = self.desc.dim();
-        assert_eq!(out.len(), batch.len() * dim, "one vector per sequence");
+        let (rows, dim) = match batch.token_vectors {
+            true => (batch.total_tokens(), self.desc.hidden_size),
+            false => (batch.len(), self.desc.dim()),
+        };
+        assert_eq!(out.len(), rows * dim, "one vector per sequence, or per token");
         let (threads, narrow_tokens, wide_tokens) =
             (self.threads.count(), self.narrow_tokens, self.wide.tokens());
         self.plan.fill(&batch.cu_seqlens, threads, self.tile_tokens, narrow_tokens, wide_tokens);
 
-        let out = SharedMut::new(out, batch.len(), dim, dim);
+        let out = SharedMut::new(out, rows, dim, dim);
         let forward = Forward {
             desc: &self.desc,
             kernels: self.kernels,

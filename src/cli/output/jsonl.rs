@@ -1,11 +1,18 @@
 //! One JSON object a line. Numbers have as many digits as tell one f32 from the next.
 
 use super::writer::Record;
+use berthier::Quantizer;
 use serde_json::json;
 use std::io::Write;
 
-/// Adds a row: its id or index, tokens if they are marked, and the vector or what is wrong.
-pub(crate) fn row(out: &mut Vec<u8>, record: &Record<'_>, ids: bool, mark_truncated: bool) {
+/// Adds a row: its id or index, tokens if they are marked, and the vector (quantised, if it is) or what is wrong.
+pub(crate) fn row(
+    out: &mut Vec<u8>,
+    record: &Record<'_>,
+    quantizer: Option<&Quantizer>,
+    ids: bool,
+    mark_truncated: bool,
+) {
     match ids {
         true => push(out, format_args!("{{\"id\":{}", record.id.unwrap_or("null"))),
         false => push(out, format_args!("{{\"index\":{}", record.index)),
@@ -26,7 +33,19 @@ pub(crate) fn row(out: &mut Vec<u8>, record: &Record<'_>, ids: bool, mark_trunca
             }
             out.extend(b",\"embedding\":");
             // writing to memory does not fail, and neither do finite numbers
-            let _ = serde_json::to_writer(&mut *out, vector);
+            let _ = match quantizer {
+                None => serde_json::to_writer(&mut *out, vector),
+                Some(quantizer) => {
+                    let bytes = quantizer.quantize(vector, vector.len());
+                    match quantizer.signed() {
+                        false => serde_json::to_writer(&mut *out, &bytes),
+                        true => {
+                            let signed: Vec<i8> = bytes.into_iter().map(u8::cast_signed).collect();
+                            serde_json::to_writer(&mut *out, &signed)
+                        }
+                    }
+                }
+            };
             out.extend(b"}\n");
         }
         Err(message) => {

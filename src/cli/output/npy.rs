@@ -5,13 +5,10 @@ use super::Dtype;
 /// Room for any shape; a multiple of 64, as readers that map the file want it.
 pub(crate) const HEADER_BYTES: usize = 128;
 
-/// The header of a `[rows, dim]` array.
+/// The header of an array of `rows` vectors.
 pub(crate) fn header(dtype: Dtype, rows: u64, dim: usize) -> [u8; HEADER_BYTES] {
-    let descr = match dtype {
-        Dtype::Float32 => "<f4",
-        Dtype::Float16 => "<f2",
-    };
-    let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
+    let (descr, columns) = (dtype.descr(), dtype.columns(dim));
+    let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
     let mut header = [b' '; HEADER_BYTES];
     header[..8].copy_from_slice(b"\x93NUMPY\x01\x00");
     header[8..10].copy_from_slice(&(HEADER_BYTES as u16 - 10).to_le_bytes());

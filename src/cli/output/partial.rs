@@ -4,7 +4,7 @@ use super::super::journal::Journal;
 use super::super::report::Failure;
 use super::{Plan, Target, folder, npy, with_suffix};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The output of a run, reserved before anything costly is done.
@@ -22,6 +22,7 @@ pub(crate) struct Files {
     pub(crate) main: Part,
     pub(crate) ids: Option<Part>,
     pub(crate) truncated: Option<Part>,
+    pub(crate) ranges: Option<Part>,
     pub(crate) journal: PathBuf,
     /// What an interrupted run left, to be checked by the caller.
     pub(crate) resumed: Option<Journal>,
@@ -63,13 +64,15 @@ impl Claim {
             Target::File(out) => out,
         };
         let (ids, truncated) = (with_suffix(out, ".ids.jsonl"), with_suffix(out, ".truncated.jsonl"));
+        let ranges = with_suffix(out, ".ranges.npy");
         let (with_ids, with_truncated) = (plan.ids_aside(), plan.truncated_aside());
+        let with_ranges = plan.ranges_aside();
         let journal = with_suffix(out, ".partial.json");
         let partial = with_suffix(out, ".partial");
 
         let resumed = if resume { Journal::read(&journal)? } else { None };
         if let Some(resumed) = resumed.as_ref().filter(|j| j.complete) {
-            for path in [&ids, &truncated, out] {
+            for path in [&ids, &truncated, &ranges, out] {
                 let partial = with_suffix(path, ".partial");
                 if partial.exists() {
                     rename(&partial, path)?;
@@ -80,8 +83,9 @@ impl Claim {
         }
         let overwrite = overwrite || resumed.as_ref().is_some_and(|j| j.overwrite);
         if !overwrite {
-            let new = [Some(out), with_ids.then_some(&ids), with_truncated.then_some(&truncated)];
-            if let Some(path) = new.into_iter().flatten().find(|p| p.exists()) {
+            let sides = [(with_ids, &ids), (with_truncated, &truncated), (with_ranges, &ranges)];
+            let new = [Some(out)].into_iter().chain(sides.map(|(wanted, path)| wanted.then_some(path)));
+            if let Some(path) = new.flatten().find(|p| p.exists()) {
                 return Err(Failure::Error(format!("{}: exists (--overwrite replaces it)", path.display())));
             }
         }
@@ -97,10 +101,11 @@ impl Claim {
             main,
             ids: open(with_ids, "ids", &ids)?,
             truncated: open(with_truncated, "truncated", &truncated)?,
+            ranges: open(with_ranges, "ranges", &ranges)?,
             journal,
             resumed,
             overwrite,
-            stale: [(with_ids, ids), (with_truncated, truncated)]
+            stale: [(with_ids, ids), (with_truncated, truncated), (with_ranges, ranges)]
                 .into_iter()
                 .filter_map(|(wanted, path)| (!wanted).then_some(path))
                 .collect(),
@@ -132,7 +137,7 @@ fn left_by_a_run(partial: &Path, journal: &Path) -> bool {
 impl Files {
     /// Every part, the main one last.
     pub(crate) fn parts(&mut self) -> impl Iterator<Item = &mut Part> {
-        self.ids.iter_mut().chain(&mut self.truncated).chain([&mut self.main])
+        self.ids.iter_mut().chain(&mut self.truncated).chain(&mut self.ranges).chain([&mut self.main])
     }
 
     /// Gives the complete files their names, the main one last, and takes the journal away.
@@ -192,6 +197,16 @@ impl Part {
         self.io(|p| p.file.write_all(bytes))?;
         self.bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// What is there.
+    pub(crate) fn read(&mut self) -> Result<Vec<u8>, Failure> {
+        self.io(|p| {
+            let mut bytes = Vec::new();
+            p.file.rewind()?;
+            p.file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        })
     }
 
     /// Puts bytes over the beginning.

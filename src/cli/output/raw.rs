@@ -1,14 +1,15 @@
 //! Numbers end to end, little-endian: raw files, and what follows an npy header.
 
-use super::Dtype;
 use half::f16;
 
-/// Adds a vector.
-pub(crate) fn row(out: &mut Vec<u8>, dtype: Dtype, vector: &[f32]) {
-    match dtype {
-        Dtype::Float32 => out.extend(vector.iter().flat_map(|v| v.to_le_bytes())),
-        Dtype::Float16 => out.extend(vector.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
-    }
+/// Adds a vector as float32.
+pub(crate) fn row_f32(out: &mut Vec<u8>, vector: &[f32]) {
+    out.extend(vector.iter().flat_map(|v| v.to_le_bytes()));
+}
+
+/// Adds a vector as float16.
+pub(crate) fn row_f16(out: &mut Vec<u8>, vector: &[f32]) {
+    out.extend(vector.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
 }
 
 /// The first component that is too large for float16.

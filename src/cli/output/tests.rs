@@ -71,7 +71,7 @@ fn npy_is_readable() {
         let out = dir.path().join(name);
         let plan = Plan::new(&out, None, Some(dtype), false, false).unwrap();
         let mut writer = begin(&plan, false);
-        writer.write(&block(0..7)).unwrap();
+        writer.write(block(0..7)).unwrap();
         assert_eq!(writer.finish().unwrap().rows, 7);
         let bytes = std::fs::read(&out).unwrap();
         let (header, data) = read_npy(&bytes);
@@ -79,13 +79,13 @@ fn npy_is_readable() {
         assert_eq!(data.len(), 7 * DIM * size);
         let value = |i: usize| match dtype {
             Dtype::Float32 => f32::from_le_bytes(data[i * 4..][..4].try_into().unwrap()),
-            Dtype::Float16 => half::f16::from_le_bytes(data[i * 2..][..2].try_into().unwrap()).to_f32(),
+            _ => half::f16::from_le_bytes(data[i * 2..][..2].try_into().unwrap()).to_f32(),
         };
         assert_eq!(value(6 * DIM), 6.0);
         // the nearest to 2/3, ties to even
         let nearest = match dtype {
             Dtype::Float32 => f32::from_bits(0x3F2A_AAAB),
-            Dtype::Float16 => half::f16::from_bits(0x3955).to_f32(),
+            _ => half::f16::from_bits(0x3955).to_f32(),
         };
         assert_eq!(value(2 * DIM + 1), nearest);
         assert!((4 * DIM..5 * DIM).all(|i| value(i).is_nan()), "the bad row is NaN");
@@ -107,7 +107,7 @@ fn jsonl_rows_hold_what_was_asked_for() {
         let out = dir.path().join(name);
         let plan = Plan::new(&out, None, None, ids, mark).unwrap();
         let mut writer = begin(&plan, false);
-        writer.write(&block(0..6)).unwrap();
+        writer.write(block(0..6)).unwrap();
         writer.finish().unwrap();
         std::fs::read_to_string(out).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
     };
@@ -129,7 +129,7 @@ fn side_files_follow_the_rows() {
     let out = dir.path().join("a.f32");
     let plan = Plan::new(&out, None, None, true, true).unwrap();
     let mut writer = begin(&plan, false);
-    writer.write(&block(0..6)).unwrap();
+    writer.write(block(0..6)).unwrap();
     writer.finish().unwrap();
     assert_eq!(names(&dir), ["a.f32", "a.f32.ids.jsonl", "a.f32.truncated.jsonl"]);
     assert_eq!(std::fs::read(&out).unwrap().len(), 6 * DIM * 4);
@@ -157,7 +157,7 @@ fn resumed_files_equal_uninterrupted_ones() {
         let whole = tempfile::tempdir().unwrap();
         let expected = plan_with_sides(&whole, name);
         let mut writer = begin(&expected, false);
-        writer.write(&block(0..40)).unwrap();
+        writer.write(block(0..40)).unwrap();
         writer.finish().unwrap();
 
         for kept in [0, 1, 13] {
@@ -165,8 +165,8 @@ fn resumed_files_equal_uninterrupted_ones() {
             let plan = plan_with_sides(&dir, name);
             let mut writer = begin(&plan, false);
             // the first block is journalled, the second only written, the last half-written
-            writer.write(&block(0..kept)).unwrap();
-            writer.write(&block(kept..kept + 5)).unwrap();
+            writer.write(block(0..kept)).unwrap();
+            writer.write(block(kept..kept + 5)).unwrap();
             drop(writer);
             let partial = dir.path().join(format!("{name}.partial"));
             let mut bytes = std::fs::read(&partial).unwrap();
@@ -177,7 +177,7 @@ fn resumed_files_equal_uninterrupted_ones() {
             let mut writer = begin(&plan, true);
             let done = writer.counts().rows;
             assert!(done >= kept, "{done} rows journalled, {kept} needed");
-            writer.write(&block(done..40)).unwrap();
+            writer.write(block(done..40)).unwrap();
             let counts = writer.finish().unwrap();
             assert_eq!((counts.rows, counts.bad, counts.truncated), (40, 8, 11));
             assert_eq!(names(&dir), names(&whole));
@@ -198,7 +198,7 @@ fn partial_npy_has_no_header() {
     let dir = tempfile::tempdir().unwrap();
     let plan = plan(&dir.path().join("a.npy"));
     let mut writer = begin(&plan, false);
-    writer.write(&block(0..3)).unwrap();
+    writer.write(block(0..3)).unwrap();
     writer.suspend().unwrap();
     assert_eq!(names(&dir), ["a.npy.partial", "a.npy.partial.json"]);
     assert_eq!(std::fs::read(dir.path().join("a.npy.partial")).unwrap()[..8], [0; 8]);
@@ -213,7 +213,7 @@ fn leftovers_are_refused_unless_empty() {
     assert_eq!(names(&dir).len(), 2);
     let mut writer = begin(&plan, false);
     assert!(claim(&plan, false, true).err().unwrap().contains("another run is writing"));
-    writer.write(&block(0..3)).unwrap();
+    writer.write(block(0..3)).unwrap();
     drop(writer);
     let refused = claim(&plan, false, false).err().unwrap();
     assert!(refused.contains("--resume") && refused.contains("--overwrite"), "{refused}");
@@ -234,7 +234,7 @@ fn partial_shorter_than_its_journal_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let plan = plan(&dir.path().join("a.f32"));
     let mut writer = begin(&plan, false);
-    writer.write(&block(0..3)).unwrap();
+    writer.write(block(0..3)).unwrap();
     writer.suspend().unwrap();
     std::fs::write(dir.path().join("a.f32.partial"), b"12").unwrap();
     let claim = claim(&plan, true, false).unwrap();
@@ -247,7 +247,7 @@ fn completed_run_that_was_killed_before_renaming_is_renamed() {
     let dir = tempfile::tempdir().unwrap();
     let plan = plan(&dir.path().join("a.f32"));
     let mut writer = begin(&plan, false);
-    writer.write(&block(0..3)).unwrap();
+    writer.write(block(0..3)).unwrap();
     writer.suspend().unwrap();
     let path = dir.path().join("a.f32.partial.json");
     let journal = std::fs::read_to_string(&path).unwrap();

@@ -4,8 +4,9 @@ use super::super::input::{Place, Row};
 use super::super::journal::{Counts, Fingerprint, Journal};
 use super::super::report::Failure;
 use super::partial::{Claim, Files, Part};
+use super::small::{self, Calibration, Waiting};
 use super::{Dtype, Format, Plan, jsonl, npy, raw};
-use berthier::TokenCount;
+use berthier::{Quantizer, Ranges, TokenCount};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,10 @@ pub(crate) struct Writer {
     dim: usize,
     out: Out,
     counts: Counts,
+    /// What makes the numbers, if they are quantised; int8 and uint8: once the ranges are known.
+    quantizer: Option<Quantizer>,
+    /// Until then.
+    waiting: Option<Waiting>,
     main: Vec<u8>,
     ids: Vec<u8>,
     truncated: Vec<u8>,
@@ -90,7 +95,10 @@ impl Writer {
             }
         };
         let (main, ids, truncated) = Default::default();
-        let mut writer = Self { plan: plan.clone(), dim, out, counts, main, ids, truncated };
+        let (quantizer, waiting) = (None, None);
+        let mut writer =
+            Self { plan: plan.clone(), dim, out, counts, quantizer, waiting, main, ids, truncated };
+        writer.calibrate()?;
         writer.journal(false)?;
         if let Out::Files { written, .. } = &mut writer.out {
             // the first block's rows are journalled at once
@@ -108,7 +116,53 @@ impl Writer {
     ///
     /// # Errors
     /// The disk, or nobody reading the stream.
-    pub(crate) fn write(&mut self, block: &Computed) -> Result<(), Failure> {
+    pub(crate) fn write(&mut self, block: Computed) -> Result<(), Failure> {
+        let Some(waiting) = &mut self.waiting else { return self.write_rows(&block) };
+        if waiting.hold(block) { self.write_held() } else { Ok(()) }
+    }
+
+    /// Decides what makes the numbers: of a run that goes on, what made them before.
+    fn calibrate(&mut self) -> Result<(), Failure> {
+        if !self.plan.dtype.has_ranges() {
+            self.quantizer = self.plan.dtype.quantizer(Ranges::new(self.dim));
+            return Ok(());
+        }
+        if let Out::Files { files, .. } = &mut self.out
+            && let Some(part) = files.ranges.as_mut().filter(|part| part.bytes > 0)
+        {
+            let ranges = small::read_ranges(&part.read()?, self.dim)
+                .map_err(|why| format!("{}: {why} (--overwrite starts afresh)", part.partial.display()))?;
+            self.quantizer = self.plan.dtype.quantizer(ranges);
+            return Ok(());
+        }
+        match self.plan.calibration.clone() {
+            Calibration::Known(ranges) => self.set_ranges(ranges),
+            Calibration::FirstRows(rows_left) => {
+                let ranges = Ranges::new(self.dim);
+                self.waiting = Some(Waiting { ranges, rows_left, held: Vec::new() });
+                Ok(())
+            }
+        }
+    }
+
+    fn set_ranges(&mut self, ranges: Ranges) -> Result<(), Failure> {
+        if let Out::Files { files, .. } = &mut self.out
+            && let Some(part) = &mut files.ranges
+        {
+            part.append(&small::ranges_file(&ranges))?;
+        }
+        self.quantizer = self.plan.dtype.quantizer(ranges);
+        Ok(())
+    }
+
+    /// Writes the rows that have waited for their ranges.
+    fn write_held(&mut self) -> Result<(), Failure> {
+        let Some(Waiting { ranges, held, .. }) = self.waiting.take() else { return Ok(()) };
+        self.set_ranges(ranges)?;
+        held.iter().try_for_each(|block| self.write_rows(block))
+    }
+
+    fn write_rows(&mut self, block: &Computed) -> Result<(), Failure> {
         for (i, row) in block.rows.iter().enumerate() {
             let record = Record {
                 index: self.counts.rows,
@@ -151,6 +205,7 @@ impl Writer {
 
     /// The end of a complete run: the files get their names.
     pub(crate) fn finish(mut self) -> Result<Counts, Failure> {
+        self.write_held()?;
         if let Out::Files { files, .. } = &mut self.out
             && self.plan.format == Format::Npy
         {
@@ -167,11 +222,25 @@ impl Writer {
     fn encode(&mut self, record: &Record<'_>) {
         let plan = &self.plan;
         match plan.format {
-            Format::Jsonl => jsonl::row(&mut self.main, record, plan.ids, plan.mark_truncated),
-            Format::Npy | Format::Raw => match record.vector {
-                Ok(vector) => raw::row(&mut self.main, plan.dtype, vector),
-                Err(_) => raw::row(&mut self.main, plan.dtype, &vec![f32::NAN; self.dim]),
-            },
+            Format::Jsonl => {
+                let quantizer = self.quantizer.as_ref();
+                jsonl::row(&mut self.main, record, quantizer, plan.ids, plan.mark_truncated);
+            }
+            Format::Npy | Format::Raw => {
+                let nan;
+                let vector = match record.vector {
+                    Ok(vector) => vector,
+                    Err(_) => {
+                        nan = vec![f32::NAN; self.dim];
+                        &nan
+                    }
+                };
+                match (&self.quantizer, plan.dtype) {
+                    (Some(quantizer), _) => quantizer.quantize_into(vector, self.dim, &mut self.main),
+                    (None, Dtype::Float16) => raw::row_f16(&mut self.main, vector),
+                    (None, _) => raw::row_f32(&mut self.main, vector),
+                }
+            }
         }
         if plan.ids_aside() {
             self.ids.extend(record.id.unwrap_or("null").as_bytes());
@@ -221,7 +290,7 @@ impl Writer {
 /// Why a vector cannot be stored as `dtype`.
 pub(crate) fn storable(dtype: Dtype, vector: &[f32]) -> Result<(), String> {
     match dtype {
-        Dtype::Float32 => Ok(()),
+        Dtype::Float32 | Dtype::Int8 | Dtype::Uint8 | Dtype::Binary | Dtype::Ubinary => Ok(()),
         Dtype::Float16 => match raw::too_large_for_f16(vector) {
             Some(v) => Err(format!("component {v} is too large for float16 (use float32, or --normalize)")),
             None => Ok(()),
