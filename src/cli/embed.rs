@@ -1,4 +1,5 @@
-//! `berthier embed`: a reading thread, the computation on this one, a writing thread.
+//! `berthier embed`: a reading thread, the computation on this one (with GPUs: and on some that wait for them), a writing
+//! thread.
 
 use super::args::{EmbedArgs, OnError, OnTruncate};
 use super::compute::{Limits, compute};
@@ -9,9 +10,12 @@ use super::provenance;
 use super::report::{Failure, Report, Speed, counted, grouped, print};
 use super::{Outcome, resolve};
 use berthier::Embedder;
+use berthier::backend::DeviceChoice;
+use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 /// Computed blocks that wait for the disk.
@@ -25,6 +29,14 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the command.
 pub(crate) fn run(args: &EmbedArgs) -> Result<Outcome, Failure> {
+    run_with(args, load)
+}
+
+/// [`run`] with the model that `load` gives.
+fn run_with(
+    args: &EmbedArgs,
+    load: impl FnOnce(&EmbedArgs, &Report) -> Result<Embedder, Failure>,
+) -> Result<Outcome, Failure> {
     let mut report = Report::new(args.quiet);
     if args.files.is_empty() && std::io::stdin().is_terminal() {
         return Err(Failure::Error(
@@ -99,6 +111,10 @@ fn load(args: &EmbedArgs, report: &Report) -> Result<Embedder, Failure> {
     let embedder = Embedder::load(args.vectors.options(&args.model, &dir)?)?;
     for warning in embedder.warnings() {
         report.warn(warning);
+    }
+    if args.model.device == DeviceChoice::Auto {
+        let precision = embedder.devices()[0].precision;
+        report.note(&format!("computing on {} in {precision}", embedder.device_name()));
     }
     Ok(embedder)
 }
@@ -209,6 +225,8 @@ struct Session<'a> {
     longest: usize,
     /// Places of the first cut rows.
     cut: Vec<String>,
+    /// Those that were said.
+    failed_devices: usize,
     started: Instant,
 }
 
@@ -233,31 +251,63 @@ impl<'a> Session<'a> {
             counts: before,
             longest: 0,
             cut: Vec::new(),
+            failed_devices: 0,
             started: Instant::now(),
         }
     }
 
-    /// Computes every block and gives it to `sink`, until the input ends.
+    /// Computes every block and gives it to `sink` in the input's order, until the input ends. As many blocks are computed
+    /// at a time as keep the devices busy.
     fn run(
         &mut self,
         blocks: &Receiver<Message>,
         mut sink: impl FnMut(Computed) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
-        while let Some(Block { rows, position }) = next_block(blocks)? {
-            let (computed, failure) = compute(self.embedder, rows, self.limits, self.compute_vectors)?;
-            self.count(&computed);
-            sink(computed)?;
-            if let Some(failure) = failure {
-                return Err(failure.into());
+        let (embedder, limits, vectors) = (self.embedder, self.limits, self.compute_vectors);
+        let calls = embedder.parallel_calls();
+        std::thread::scope(|scope| {
+            let mut ahead: VecDeque<(u64, Task<'_>)> = VecDeque::new();
+            let mut ended = false;
+            loop {
+                while !ended && ahead.len() < calls {
+                    // a block that is done does not wait for input that is slow to come
+                    let done = || ahead.front().is_some_and(|(_, task)| task.is_done());
+                    match next_block(blocks, done)? {
+                        Next::Block(Block { rows, position }) if calls == 1 => {
+                            ahead.push_back((position, Task::Done(compute(embedder, rows, limits, vectors))));
+                        }
+                        Next::Block(Block { rows, position }) => {
+                            let task = scope.spawn(move || compute(embedder, rows, limits, vectors));
+                            ahead.push_back((position, Task::Running(task)));
+                        }
+                        Next::Nothing => break,
+                        Next::End => ended = true,
+                    }
+                }
+                let Some((position, task)) = ahead.pop_front() else { return Ok(()) };
+                let (computed, failure) = task.wait()?;
+                self.say_failed_devices();
+                self.count(&computed);
+                sink(computed)?;
+                if let Some(failure) = failure {
+                    return Err(failure.into());
+                }
+                let speed = Speed {
+                    rows: self.counts.rows - self.before.rows,
+                    tokens: self.counts.tokens - self.before.tokens,
+                    seconds: self.started.elapsed().as_secs_f64(),
+                };
+                self.report.progress(position, self.counts.rows, &speed);
             }
-            let speed = Speed {
-                rows: self.counts.rows - self.before.rows,
-                tokens: self.counts.tokens - self.before.tokens,
-                seconds: self.started.elapsed().as_secs_f64(),
-            };
-            self.report.progress(position, self.counts.rows, &speed);
+        })
+    }
+
+    fn say_failed_devices(&mut self) {
+        let failures = self.embedder.device_failures();
+        for failure in &failures[self.failed_devices..] {
+            self.report.warn(&format!("{failure}; the other devices go on"));
         }
-        Ok(())
+        self.failed_devices = failures.len();
     }
 
     fn count(&mut self, block: &Computed) {
@@ -283,13 +333,47 @@ impl<'a> Session<'a> {
     }
 }
 
-fn next_block(blocks: &Receiver<Message>) -> Result<Option<Block>, Failure> {
+/// A block that is computed.
+enum Task<'s> {
+    Done(Result<(Computed, Option<Failure>), Failure>),
+    Running(ScopedJoinHandle<'s, Result<(Computed, Option<Failure>), Failure>>),
+}
+
+impl Task<'_> {
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Done(_) => true,
+            Self::Running(thread) => thread.is_finished(),
+        }
+    }
+
+    fn wait(self) -> Result<(Computed, Option<Failure>), Failure> {
+        match self {
+            Self::Done(result) => result,
+            Self::Running(thread) => thread
+                .join()
+                .unwrap_or_else(|_| Err(Failure::Error("internal: a computing thread failed".into()))),
+        }
+    }
+}
+
+/// What comes of the input.
+enum Next {
+    Block(Block),
+    /// Nothing yet, and something else can be done.
+    Nothing,
+    End,
+}
+
+/// Waits for the next block, until `done`.
+fn next_block(blocks: &Receiver<Message>, done: impl Fn() -> bool) -> Result<Next, Failure> {
     loop {
         if INTERRUPTED.load(Ordering::Relaxed) {
             return Err(Failure::Interrupted("no row was done".into()));
         }
         match blocks.recv_timeout(SIGNAL_POLL) {
-            Ok(message) => return message,
+            Ok(message) => return Ok(message?.map_or(Next::End, Next::Block)),
+            Err(RecvTimeoutError::Timeout) if done() => return Ok(Next::Nothing),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Failure::Error("internal: the reading thread failed".into()));
@@ -323,4 +407,99 @@ fn dry_run(args: &EmbedArgs, inputs: Inputs, report: &mut Report) -> Result<Outc
         embedder.dim()
     ))?;
     Ok(if counts.bad > 0 { Outcome::BadRows } else { Outcome::Done })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Args, Command};
+    use berthier::backend::{Backend, Capacity, Device, Precision, open};
+    use berthier::batch::PackedBatch;
+    use clap::Parser;
+    use std::collections::VecDeque;
+    use std::path::Path;
+
+    /// The CPU, as a GPU that takes two batches at a time and fails after some.
+    struct Failing {
+        inner: Box<dyn Backend>,
+        queue: VecDeque<PackedBatch>,
+        left: usize,
+    }
+
+    impl Backend for Failing {
+        fn name(&self) -> String {
+            format!("cuda:{} Lemon", self.left % 2)
+        }
+        fn kind(&self) -> String {
+            self.inner.kind()
+        }
+        fn precision(&self) -> Precision {
+            self.inner.precision()
+        }
+        fn capacity(&self) -> Capacity {
+            Capacity { in_flight: 2, ..self.inner.capacity() }
+        }
+        fn submit(&mut self, batch: PackedBatch) -> berthier::Result<()> {
+            self.queue.push_back(batch);
+            Ok(())
+        }
+        fn collect(&mut self, out: &mut [f32]) -> berthier::Result<PackedBatch> {
+            if self.left == 0 {
+                let (device, message) = (self.name(), "it fell off the bus".into());
+                return Err(berthier::Error::DeviceLost { device, message });
+            }
+            self.left -= 1;
+            std::thread::sleep(Duration::from_millis(1));
+            self.inner.submit(self.queue.pop_front().expect("a batch was submitted"))?;
+            self.inner.collect(out)
+        }
+    }
+
+    fn args(dir: &Path, out: &str, more: &[&str]) -> EmbedArgs {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny/current-mean/model");
+        let path = |name: &str| dir.join(name).display().to_string();
+        let (input, out) = (path("in.txt"), path(out));
+        let words =
+            ["berthier", "embed", &input, "-o", &out, "-m", model, "--threads", "1", "--batch-tokens", "100"];
+        let args = Args::try_parse_from(words.iter().chain(&["--device", "cpu", "-q"]).chain(more)).unwrap();
+        let Command::Embed(args) = args.command else { panic!("not embed") };
+        args
+    }
+
+    /// Runs on devices that compute so many batches each before they fail.
+    fn run_on(args: &EmbedArgs, batches: &[usize]) -> Result<Outcome, Failure> {
+        run_with(args, |args, _| {
+            let options = args.vectors.options(&args.model, args.model.model.as_deref().unwrap().as_ref())?;
+            Ok(Embedder::load_with(options, |desc, weights, options| {
+                let device = |&left: &usize| {
+                    let inner = open(Device::Cpu, desc, weights, options)?;
+                    Ok(Box::new(Failing { inner, queue: VecDeque::new(), left }) as Box<dyn Backend>)
+                };
+                batches.iter().map(device).collect()
+            })?)
+        })
+    }
+
+    #[test]
+    fn rows_before_a_lost_device_are_kept_and_another_device_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+        let texts: String = (0..600).map(|i| format!("text {i} {}\n", "of words ".repeat(i % 5))).collect();
+        std::fs::write(dir.path().join("in.txt"), texts).unwrap();
+        run(&args(dir.path(), "want.npy", &[])).unwrap();
+
+        // one of two fails
+        run_on(&args(dir.path(), "two.npy", &[]), &[usize::MAX, 5]).unwrap();
+        assert_eq!(read("two.npy"), read("want.npy"));
+
+        // the last one fails: the error names it, and the rest is for --resume
+        let failure = run_on(&args(dir.path(), "lost.npy", &[]), &[60]).unwrap_err();
+        let Failure::Error(message) = failure else { panic!("{failure:?}") };
+        assert!(message.contains("cuda:0 Lemon failed: it fell off the bus"), "{message}");
+        assert!(!dir.path().join("lost.npy").exists());
+        let kept = read("lost.npy.partial").len();
+        assert!(kept > 1000 && kept < read("want.npy").len(), "{kept} bytes are kept");
+        run(&args(dir.path(), "lost.npy", &["--resume"])).unwrap();
+        assert_eq!(read("lost.npy"), read("want.npy"));
+    }
 }

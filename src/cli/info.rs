@@ -3,8 +3,9 @@
 use super::args::InfoArgs;
 use super::report::{Failure, Report, grouped, print};
 use super::{Outcome, resolve};
-use berthier::Embedder;
 use berthier::backend::cpu::Isa;
+use berthier::backend::{FoundDevice, cuda_devices};
+use berthier::{DeviceInfo, Embedder};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -26,6 +27,11 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
     let pooling: Vec<_> = model.pooling.iter().map(|p| format!("{p:?}").to_lowercase()).collect();
     let isa = args.model.isa_used(&embedder);
     let available: Vec<_> = Isa::available().iter().map(Isa::to_string).collect();
+    let devices: Vec<_> = embedder.devices().iter().map(device).collect();
+    let gpus = match cuda_devices() {
+        Ok(found) => found.iter().map(gpu).collect(),
+        Err(why) => json!(why.to_string()),
+    };
     let info = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model_dir": dir.display().to_string(),
@@ -45,6 +51,9 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
         "prompts": model.prompts,
         "default_prompt_name": model.default_prompt_name,
         "device": embedder.device_name(),
+        "devices": devices,
+        "precision": embedder.devices()[0].precision.to_string(),
+        "gpus": gpus,
         "isa": isa.map(|isa| isa.to_string()),
         "isa_available": available,
         "threads": embedder.threads(),
@@ -73,6 +82,10 @@ fn table(info: &Value) -> String {
     let prompts = info["prompts"].as_object().filter(|p| !p.is_empty()).map_or("none".into(), |prompts| {
         prompts.iter().map(|(name, prompt)| format!("{name}={prompt}")).collect::<Vec<_>>().join(" ")
     });
+    let gpus = match &info["gpus"] {
+        Value::Array(gpus) => gpus.iter().map(gpu_text).collect::<Vec<_>>().join(", "),
+        why => format!("none: {}", why.as_str().unwrap_or_default()),
+    };
     let rows = [
         ("model", text("model_dir")),
         ("family", text("family")),
@@ -84,6 +97,8 @@ fn table(info: &Value) -> String {
         ("prompts", prompts),
         ("default prompt", text("default_prompt_name")),
         ("device", text("device")),
+        ("precision", text("precision")),
+        ("gpus", gpus),
         ("instruction set", format!("{} (here: {})", text("isa"), text("isa_available"))),
         ("threads", text("threads")),
         ("batch", format!("{} tokens", text("batch_tokens"))),
@@ -96,6 +111,35 @@ fn table(info: &Value) -> String {
         let _ = writeln!(out, "{name:16} {value}");
         out
     })
+}
+
+/// A device that computes.
+fn device(device: &DeviceInfo) -> Value {
+    json!({
+        "device": device.device.to_string(),
+        "name": device.name,
+        "kind": device.kind,
+        "precision": device.precision.to_string(),
+        "batch_tokens": device.capacity.max_tokens,
+        "batches_in_flight": device.capacity.in_flight,
+        "weight_bytes": device.capacity.weight_bytes,
+        "workspace_bytes": device.capacity.workspace_bytes,
+    })
+}
+
+/// A GPU that is there, whether or not it computes.
+fn gpu(found: &FoundDevice) -> Value {
+    json!({
+        "device": found.device.to_string(),
+        "name": found.name,
+        "unusable": found.unusable.as_ref().map(ToString::to_string),
+    })
+}
+
+fn gpu_text(gpu: &Value) -> String {
+    let text = |key: &str| gpu[key].as_str().unwrap_or_default();
+    let why = if gpu["unusable"].is_null() { String::new() } else { format!(" ({})", text("unusable")) };
+    format!("{} {}{why}", text("device"), text("name"))
 }
 
 /// Bytes of this process in memory, mapped files included; only where the system tells.

@@ -228,3 +228,234 @@ fn all(opened: Vec<(Device, Result<Box<dyn Backend>>)>, warnings: Vec<String>) -
     let opened: Result<Vec<_>> = opened.into_iter().map(|(device, result)| Ok((device, result?))).collect();
     Ok(Opened::new(opened?, warnings))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::PackedBatch;
+    use crate::threads::Threads;
+    use std::num::NonZeroUsize;
+    use std::sync::Mutex;
+
+    /// A device that was opened, and computes nothing.
+    struct Stub(Device, &'static str, Precision);
+
+    impl Backend for Stub {
+        fn name(&self) -> String {
+            format!("{} {}", self.0, self.1)
+        }
+        fn kind(&self) -> String {
+            self.1.into()
+        }
+        fn precision(&self) -> Precision {
+            self.2
+        }
+        fn capacity(&self) -> Capacity {
+            let n = if let Device::Cuda(n) = self.0 { n } else { 0 };
+            Capacity { max_tokens: 1000 - n, in_flight: 2, weight_bytes: 3, workspace_bytes: 4 }
+        }
+        fn submit(&mut self, _: PackedBatch) -> Result<()> {
+            unreachable!("it only opens")
+        }
+        fn collect(&mut self, _: &mut [f32]) -> Result<PackedBatch> {
+            unreachable!("it only opens")
+        }
+    }
+
+    /// A machine's GPUs: name, and why it cannot be used or opened.
+    #[derive(Clone, Copy)]
+    enum Gpu {
+        Good(&'static str),
+        Unusable(&'static str),
+        Full(&'static str),
+    }
+    use Gpu::{Full, Good, Unusable};
+
+    fn old(device: &str) -> Error {
+        let (found, needed) = ("7.5".into(), "8.0".into());
+        Error::ComputeCapability { device: device.into(), found, needed }
+    }
+
+    fn options() -> BackendOptions {
+        BackendOptions::new(Threads::new(NonZeroUsize::new(1)).unwrap())
+    }
+
+    fn opened(choice: &str, gpus: &[Gpu], options: &BackendOptions) -> Result<Opened> {
+        let found = || {
+            let each = gpus.iter().enumerate().map(|(i, gpu)| {
+                let (name, unusable) = match gpu {
+                    Good(name) | Full(name) => (name, None),
+                    Unusable(name) => (name, Some(old(name))),
+                };
+                FoundDevice { device: Device::Cuda(i), name: (*name).into(), unusable }
+            });
+            let found: Vec<_> = each.collect();
+            if found.is_empty() {
+                Err(Error::NoDriver { message: "none".into(), needed: "580".into() })
+            } else {
+                Ok(found)
+            }
+        };
+        super::open(&choice.parse()?, options, found, |device, options| {
+            let precision =
+                options.precision.choose("stub", &[Precision::Bf16, Precision::Fp16, Precision::Fp32])?;
+            let name = match device {
+                Device::Cpu => "cpu",
+                Device::Reference => "reference",
+                Device::Cuda(i) => match gpus[i] {
+                    Good(name) => name,
+                    Full(name) => {
+                        return Err(Error::DeviceMemory {
+                            device: name.into(),
+                            needed_bytes: 9,
+                            free_bytes: 1,
+                        });
+                    }
+                    Unusable(name) => panic!("{name} is opened"),
+                },
+            };
+            Ok(Box::new(Stub(device, name, precision)))
+        })
+    }
+
+    fn names(opened: &Opened) -> Vec<&str> {
+        opened.devices.iter().map(|d| d.name.as_str()).collect()
+    }
+
+    #[test]
+    fn auto_takes_gpus_like_the_first_else_the_cpu() {
+        let cases: &[(&[Gpu], &[&str], &[&str])] = &[
+            (&[], &["cpu cpu"], &[]),
+            (&[Good("H100"), Good("H100")], &["cuda:0 H100", "cuda:1 H100"], &[]),
+            (
+                &[Good("H100"), Good("L4"), Good("H100")],
+                &["cuda:0 H100", "cuda:2 H100"],
+                &["cuda:1 L4 is not used: it is"],
+            ),
+            (
+                &[Unusable("T4"), Good("L4")],
+                &["cuda:1 L4"],
+                &["cuda:0 T4 is not used: T4: compute capability 7.5, 8.0"],
+            ),
+            (
+                &[Full("L4"), Good("L4")],
+                &["cuda:1 L4"],
+                &["cuda:0 is not used: L4: out of memory: 9 bytes needed, 1 free"],
+            ),
+            (
+                &[Unusable("T4"), Unusable("V100")],
+                &["cpu cpu"],
+                &["the CPU computes, and not the GPU: T4: compute"],
+            ),
+            (
+                &[Full("L4"), Full("L4")],
+                &["cpu cpu"],
+                &["the CPU computes, and not the GPU: L4: out of memory"],
+            ),
+        ];
+        for (gpus, want, warnings) in cases {
+            let opened = opened("auto", gpus, &options()).unwrap();
+            assert_eq!(&names(&opened), want);
+            assert_eq!(opened.warnings.len(), warnings.len(), "{:?}", opened.warnings);
+            for (found, want) in opened.warnings.iter().zip(*warnings) {
+                assert!(found.starts_with(want), "{found}: {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn auto_says_why_a_driver_is_no_use_and_is_silent_without_one() {
+        let cpu = |_: Device, _: &BackendOptions| -> Result<Box<dyn Backend>> {
+            Ok(Box::new(Stub(Device::Cpu, "cpu", Precision::Fp32)))
+        };
+        let old = || Err(Error::DriverTooOld { found: "CUDA 12.4".into(), needed: "CUDA 13.0".into() });
+        let opened = super::open(&DeviceChoice::Auto, &options(), old, cpu).unwrap();
+        assert_eq!(opened.warnings.len(), 1);
+        assert!(opened.warnings[0].contains("CUDA 12.4, CUDA 13.0 or newer"), "{:?}", opened.warnings);
+        let none = || Err(Error::NoDevice { message: "none".into() });
+        assert_eq!(super::open(&DeviceChoice::Auto, &options(), none, cpu).unwrap().warnings.len(), 0);
+        // an instruction set asks for the CPU: nobody looks for GPUs
+        let options = BackendOptions { isa: Some(crate::backend::cpu::Isa::Portable), ..options() };
+        let looked = || panic!("looked for GPUs");
+        assert_eq!(
+            super::open(&DeviceChoice::Auto, &options, looked, cpu).unwrap().devices[0].device,
+            Device::Cpu
+        );
+    }
+
+    #[test]
+    fn named_device_that_is_absent_is_an_error() {
+        let refused = |choice: &str, gpus: &[Gpu]| match opened(choice, gpus, &options()) {
+            Ok(opened) => panic!("{choice}: {:?}", names(&opened)),
+            Err(error) => error.to_string(),
+        };
+        let error = refused("cuda:0,3", &[Good("H100"), Good("H100")]);
+        assert!(error.contains("cuda:3 is not available: there is cuda:0 H100, cuda:1 H100"), "{error}");
+        assert!(refused("cuda:1", &[Good("H100"), Unusable("T4")]).contains("T4: compute capability 7.5"));
+        assert!(refused("cuda:1", &[Good("H100"), Full("H100")]).contains("out of memory"));
+        assert!(refused("cuda", &[Good("H100"), Full("H100")]).contains("out of memory"));
+        assert!(refused("cuda", &[Unusable("T4")]).contains("T4: compute capability 7.5"));
+        for choice in ["cuda", "cuda:0"] {
+            assert!(refused(choice, &[]).starts_with("no CUDA driver"));
+        }
+        let none = super::open(
+            &DeviceChoice::These(Vec::new()),
+            &options(),
+            || unreachable!(),
+            |_, _| unreachable!(),
+        );
+        assert!(none.is_err_and(|e| e.to_string().contains("none is named")));
+    }
+
+    #[test]
+    fn cuda_takes_all_that_can_compute_and_names_the_others() {
+        let all = opened("cuda", &[Good("H100"), Unusable("T4"), Good("H100")], &options()).unwrap();
+        assert_eq!(names(&all), ["cuda:0 H100", "cuda:2 H100"]);
+        assert!(
+            all.warnings.len() == 1 && all.warnings[0].starts_with("cuda:1 T4 is not used"),
+            "{:?}",
+            all.warnings
+        );
+        assert_eq!(
+            all.capacity(),
+            Capacity { max_tokens: 998, in_flight: 4, weight_bytes: 6, workspace_bytes: 8 }
+        );
+        let named = opened("cuda:2,0", &[Good("H100"), Unusable("T4"), Good("H100")], &options()).unwrap();
+        assert_eq!(names(&named), ["cuda:2 H100", "cuda:0 H100"]);
+        assert!(named.warnings.is_empty());
+    }
+
+    #[test]
+    fn devices_of_several_kinds_are_said_or_refused() {
+        let gpus = [Good("H100"), Good("L4")];
+        let warnings = opened("cuda", &gpus, &options()).unwrap().warnings;
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("cuda:0 H100 and cuda:1 L4 are of different kinds")
+        );
+        let options = BackendOptions { batch_invariant: true, ..options() };
+        assert!(matches!(
+            opened("cuda", &gpus, &options),
+            Err(Error::InvalidOption { name: "batch_invariant", .. })
+        ));
+        assert_eq!(opened("auto", &gpus, &options).unwrap().devices.len(), 1);
+    }
+
+    #[test]
+    fn all_devices_compute_in_the_precision_that_the_first_one_chose() {
+        let asked = Mutex::new(Vec::new());
+        let found = || {
+            let gpu = |i| FoundDevice { device: Device::Cuda(i), name: "L4".into(), unusable: None };
+            Ok((0..3).map(gpu).collect())
+        };
+        let opened = super::open(&DeviceChoice::Cuda, &options(), found, |device, options| {
+            asked.lock().unwrap().push((device, options.precision));
+            let chosen = options.precision.choose("stub", &[Precision::Bf16, Precision::Fp16])?;
+            Ok(Box::new(Stub(device, "L4", chosen)))
+        });
+        assert!(opened.unwrap().devices.iter().all(|d| d.precision == Precision::Bf16));
+        let mut asked = asked.into_inner().unwrap();
+        asked.sort();
+        let want = [(0, Precision::Auto), (1, Precision::Bf16), (2, Precision::Bf16)];
+        assert_eq!(asked, want.map(|(i, precision)| (Device::Cuda(i), precision)));
+    }
+}
