@@ -8,6 +8,8 @@
 #![cfg(all(target_os = "linux", feature = "cuda"))]
 #![allow(clippy::print_stdout, reason = "what skips and what was found is what one wants to read")]
 
+#[path = "cuda/embedder.rs"]
+mod embedder;
 #[path = "cuda/failures.rs"]
 mod failures;
 #[path = "common/golden.rs"]
@@ -53,7 +55,8 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| (f64::from(a) / na - f64::from(b) / nb).powi(2)).sum::<f64>() / 2.0
 }
 
-fn minilm_is_near_fp32(precision: Precision, most: f64) {
+/// `most` of a few texts; `most_of_all` of 200.
+fn minilm_is_near_fp32(precision: Precision, most: f64, most_of_all: f64) {
     let Some(cuda) = load(Device::Cuda(0), precision, false) else { return };
     let Some(cpu) = load(Device::Cpu, Precision::Auto, false) else { return };
     let texts = texts();
@@ -63,20 +66,21 @@ fn minilm_is_near_fp32(precision: Precision, most: f64) {
     assert!(got.as_slice().iter().all(|v| v.is_finite()));
     let mean = distances.iter().sum::<f64>() / texts.len() as f64;
     println!(
-        "{}: {} texts, {} tokens: 1 - cosine to fp32 {worst:.1e} at most, {mean:.1e} on average",
+        "{}: {} texts, {} beyond {most:e}, {} tokens: 1 - cosine to fp32 {worst:.1e} at most, {mean:.1e} on average",
         cuda.device_name(),
         texts.len(),
+        distances.iter().filter(|&&d| d > most).count(),
         got.tokens().iter().map(|t| t.used).sum::<usize>()
     );
-    assert!(worst <= most, "{precision}: {worst:e}");
+    assert!(worst <= if texts.len() < 200 { most } else { most_of_all }, "{precision}: {worst:e}");
 }
 
 #[test]
 fn minilm_in_fp16_is_near_fp32() {
-    on_stand_in("minilm_in_fp16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Auto, 1e-5));
+    on_stand_in("minilm_in_fp16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Auto, 1e-5, 1e-5));
 }
 
 #[test]
 fn minilm_in_bf16_is_near_fp32() {
-    on_stand_in("minilm_in_bf16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Bf16, 1e-4));
+    on_stand_in("minilm_in_bf16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Bf16, 1e-4, 2.5e-4));
 }

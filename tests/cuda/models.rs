@@ -30,6 +30,11 @@ pub(crate) fn desc() -> ModelDesc {
     }
 }
 
+/// One layer with sums so long that products of few rows are split.
+fn deep() -> ModelDesc {
+    ModelDesc { intermediate_size: 4096, num_hidden_layers: 1, ..desc() }
+}
+
 /// Sequences of the given lengths with ids and types that depend on the row only.
 pub(crate) fn sequences(seqlens: &[usize], desc: &ModelDesc) -> Vec<(Vec<u32>, Vec<u32>)> {
     let id = |row: usize, t: usize| ((row * 131 + t * 37 + t * t * 11 + 3) % desc.vocab_size) as u32;
@@ -195,9 +200,12 @@ fn bits(x: &[f32]) -> Vec<u32> {
 #[test]
 fn batch_invariant_bits_do_not_depend_on_the_batch() {
     let name = "models::batch_invariant_bits_do_not_depend_on_the_batch";
-    let switches = [("BERTHIER_EMU_DEVICES", "2"), ("BERTHIER_EMU_ORDER", "shuffle")];
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-splits.txt");
+    let switches =
+        [("BERTHIER_EMU_DEVICES", "2"), ("BERTHIER_EMU_ORDER", "shuffle"), ("BERTHIER_EMU_TRACE", trace)];
     on_stand_in(name, &switches, || {
-        let desc = ModelDesc { hidden_size: 128, num_attention_heads: 4, intermediate_size: 512, ..desc() };
+        let _ = std::fs::remove_file(trace);
+        let desc = deep();
         let seqs = sequences(&[5, 40, 1, 100, 17, 64, 2, 33], &desc);
         let rows: Vec<usize> = (0..seqs.len()).collect();
         let (mut a, mut b) = (
@@ -215,6 +223,11 @@ fn batch_invariant_bits_do_not_depend_on_the_batch() {
             assert_eq!(want, bits(&other[(rows.len() - 1 - row) * dim..][..dim]), "row {row}, backwards");
             assert_eq!(want, bits(&run(&mut *a, batch(&[row], &seqs), dim)), "row {row} alone");
         }
+        // products that are split seldom show in 16 bits, so the launches are looked at
+        let splits = || std::fs::read_to_string(trace).unwrap().matches("splitk_reduce").count();
+        assert_eq!(splits(), 0, "batch-invariant");
+        run(&mut *backend(Device::Cuda(0), &desc, Precision::Fp16, false), batch(&[0], &seqs), dim);
+        assert!(splits() > 0, "without the option, a product of five rows is split");
     });
 }
 
@@ -255,7 +268,7 @@ fn architectures_of_gpus_give_the_same_bits_early_or_not() {
 #[test]
 fn devices_of_a_kind_give_the_same_bits() {
     on_stand_in("models::devices_of_a_kind_give_the_same_bits", &[("BERTHIER_EMU_DEVICES", "2")], || {
-        let desc = ModelDesc { intermediate_size: 512, ..desc() };
+        let desc = deep();
         let seqs = sequences(&[5, 40, 100], &desc);
         let (mut a, mut b) = (
             backend(Device::Cuda(0), &desc, Precision::Bf16, false),

@@ -13,7 +13,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// The most parameters that a kernel has (`embed_layernorm`).
-const MOST_PARAMETERS: usize = 14;
+const MOST_PARAMETERS: usize = 13;
 
 /// `Epilogue` of `kernels/epilogue.cuh`: 72 bytes, passed by value.
 #[derive(Debug, Clone, Copy)]

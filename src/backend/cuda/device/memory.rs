@@ -36,7 +36,7 @@ impl Memory {
     /// `len` elements that begin `offset` bytes behind its start.
     pub(super) fn slice<T>(&self, offset: usize, len: usize) -> Slice<T> {
         assert!(
-            offset.is_multiple_of(ALIGNMENT.min(16)) && offset + len * size_of::<T>() <= self.bytes,
+            offset.is_multiple_of(16) && offset + len * size_of::<T>() <= self.bytes,
             "{len} elements at {offset} of {} bytes",
             self.bytes
         );

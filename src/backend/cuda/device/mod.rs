@@ -34,6 +34,8 @@ pub(crate) use driver::devices;
 
 /// Batches that may be submitted and not collected.
 const IN_FLIGHT: usize = 2;
+/// Tokens of a batch at most, whatever is asked for: sizes stay within what kernels count with.
+const MOST_TOKENS: usize = 1 << 20;
 /// Tokens of the batch that shows whether activations fit f16.
 const PROBE_TOKENS: usize = 32;
 
@@ -107,7 +109,7 @@ impl CudaBackend {
         let weights = Weights::new(&device, desc, weights, element, workspace_bytes(desc, longest))?;
         let shape = EncoderShape::of("", desc);
         let chosen = || workspace::budget(&table, &shape, desc, options.batch_invariant);
-        let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.max(longest));
+        let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.min(MOST_TOKENS).max(longest));
         let (max_tokens, workspace, slots) = allocate(&device, desc, wanted, weights.bytes())?;
         // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
         device.context.synchronize().map_err(|e| device.failed(e))?;
