@@ -7,6 +7,7 @@ use super::output::{Dtype, Format as OutputFormat};
 use super::report::Failure;
 use super::search::SearchArgs;
 use super::similarity::SimilarityArgs;
+use super::tokenize::TokenizeArgs;
 use berthier::backend::Device;
 use berthier::backend::cpu::Isa;
 use berthier::{Normalize, Options};
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Similarity(SimilarityArgs),
     /// The texts of a corpus that are most like a query
     Search(SearchArgs),
+    /// The token ids that a model gets for each text
+    Tokenize(TokenizeArgs),
 }
 
 /// Which model, and on what it runs.

@@ -18,6 +18,7 @@ mod provenance;
 mod report;
 mod search;
 mod similarity;
+mod tokenize;
 
 use args::{Args, BenchCommand, Command, ModelArgs};
 use bench::{BenchError, What, costs};
@@ -47,6 +48,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Similarity(args) => similarity::run(args),
         Command::Search(args) => search::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
     };
     match result {
         Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
