@@ -11,6 +11,7 @@ use super::json::{Object, exists};
 use super::{Family, Model, ModelDesc, Norms, Positions, TokenizerDesc, Weights};
 use super::{albert, bert, distilbert, electra, gte, jina, modernbert, mpnet, nomic, roberta};
 use crate::error::{Error, Result};
+use serde_json::Map;
 use std::path::Path;
 
 /// The names that sentence-transformers has looked for its transformer module's file under (rule 6).
@@ -223,24 +224,60 @@ pub(super) fn transformer_config(home: &Path) -> Result<Object> {
     Ok(Object::empty(&home.join(TRANSFORMER_CONFIGS[0])))
 }
 
+/// Keys of the transformer module's file that are computed with, or say nothing of how `encode` computes: how the
+/// reference batches, and the limits of other methods.
+const TRANSFORMER_KEYS: [&str; 9] = [
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "module_output_name",
+    "modality_config",
+    "unpad_inputs",
+    "query_length",
+    "document_length",
+    "backend",
+];
+/// Arguments for transformers: only none.
+const ARGUMENTS: [&str; 6] =
+    ["model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"];
+/// The same, where null is none too.
+const NULL_KEYS: [&str; 3] = ["processing_kwargs", "tokenizer_name_or_path", "query_expansion"];
+
 /// Refuses a transformer module that gives the pooling anything but the last layer's token vectors (rule 7).
 fn check_transformer(config: &Object) -> Result<()> {
     let only = |object: &Object, key: &str, value: &str| match object.string(key)? {
         Some(found) if found != value => Err(object.unsupported(key, &format!("only \"{value}\""))),
         _ => Ok(()),
     };
+    config.not_null("transformer_task", "a string")?;
     only(config, "transformer_task", "feature-extraction")?;
     only(config, "module_output_name", "token_embeddings")?;
-    if let Some(text) = config.object("modality_config")?.map(|m| m.object("text")).transpose()?.flatten() {
-        only(&text, "method", "forward")?;
-        only(&text, "method_output_name", "last_hidden_state")?;
-    }
-    match config.object("processing_kwargs")? {
-        Some(kwargs) if kwargs.iter().next().is_some() => {
-            Err(config.unsupported("processing_kwargs", "only the tokenizer's own settings"))
+    config.not_null("modality_config", "an object")?;
+    if let Some(modalities) = config.object("modality_config")? {
+        if config.get("module_output_name").is_none() {
+            return Err(config.wrong("module_output_name", "\"token_embeddings\", beside modality_config,"));
         }
-        _ => Ok(()),
+        let Some(text) = modalities.object("text")? else {
+            return Err(modalities.wrong("text", "an object"));
+        };
+        for (key, value) in [("method", "forward"), ("method_output_name", "last_hidden_state")] {
+            if text.get(key).is_none() {
+                return Err(text.wrong(key, "a string"));
+            }
+            only(&text, key, value)?;
+        }
     }
+    for (key, value) in config.iter().filter(|(key, _)| !TRANSFORMER_KEYS.contains(key)) {
+        let nothing = if ARGUMENTS.contains(&key) {
+            value.as_object().is_some_and(Map::is_empty)
+        } else {
+            NULL_KEYS.contains(&key) && (value.is_null() || value.as_object().is_some_and(Map::is_empty))
+        };
+        if !nothing {
+            return Err(config.unsupported(key, "no arguments of transformers; only the files' own settings"));
+        }
+    }
+    Ok(())
 }
 
 /// Rules 8 and 9: a clamp where the reference would fail on the first long text.
@@ -294,6 +331,8 @@ pub(super) fn max_seq_length(
 /// `config_sentence_transformers.json` (rules 4, 52 and 54).
 fn prompts_and_dim(dir: &Path, desc: &mut ModelDesc, warnings: &mut Vec<String>) -> Result<()> {
     let config = Object::read_or_empty(&dir.join("config_sentence_transformers.json"))?;
+    config.not_null("model_type", "\"SentenceTransformer\"")?;
+    config.not_null("prompts", "an object")?;
     if config.string("model_type")?.is_some_and(|t| t != "SentenceTransformer") {
         return Err(config.unsupported("model_type", "only \"SentenceTransformer\""));
     }

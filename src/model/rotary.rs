@@ -67,10 +67,7 @@ const MOST_FACTOR: f64 = 1e6;
 
 /// A base, if there is one.
 pub(super) fn base(object: &Object, key: &str) -> Result<Option<f32>> {
-    // the reference takes null for a number, and fails
-    if object.iter().any(|(name, value)| name == key && value.is_null()) {
-        return Err(object.wrong(key, BASE));
-    }
+    object.not_null(key, BASE)?;
     match object.number(key)? {
         Some(base) if !(1.0..=1e12).contains(&base) => Err(object.wrong(key, BASE)),
         base => Ok(base.map(|base| base as f32)),

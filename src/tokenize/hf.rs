@@ -225,7 +225,8 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, added: &[AddedToken]) -> std::r
         if token.id.is_some() && found != token.id {
             let [declared, found] = [token.id, found].map(|id| id.map_or("none".into(), |id| id.to_string()));
             return Err(format!(
-                "added token '{content}' is declared with id {declared}, and gets {found} behind the vocabulary"
+                "added token '{content}' is declared with id {declared}, and gets {found} behind the vocabulary \
+                 (added_tokens, added_tokens_decoder)"
             ));
         }
     }
