@@ -346,6 +346,8 @@ class Weights {
     }
     return t;
   }
+  // Whether the file is a copy in 16 bits, which is not quite the model that vectors in tests/fixtures are of.
+  bool rounded() const { return header_.find("\"F16\"") != std::string::npos; }
   template <class T> std::vector<half_t> tensor16(const std::string& name) {
     Tensor t = tensor(name);
     std::vector<half_t> v(t.values.size());

@@ -353,11 +353,14 @@ class Tokenizer:
         return ids
 
 
-def texts_of_length(tokenizer, texts, length, rows):
-    """`rows` texts of exactly `length` tokens, of words of the corpus that are one token each."""
-    words = [w for t in texts for w in tokenizer.words(t) if w.isalpha() and w in tokenizer.vocabulary]
-    step, need = 7919, length - 2
-    return [" ".join(words[(r * step + i) % len(words)] for i in range(need)) for r in range(rows)]
+def plain_words(tokenizer, texts):
+    """The words of the texts that are one token each, in order."""
+    return [w for t in texts for w in tokenizer.words(t) if w.isalpha() and w in tokenizer.vocabulary]
+
+
+def texts_of_length(words, length, rows):
+    """`rows` texts of exactly `length` tokens."""
+    return [" ".join(words[(r * 7919 + i) % len(words)] for i in range(length - 2)) for r in range(rows)]
 
 
 def read_f32(path, hidden):

@@ -54,28 +54,24 @@ class Driver {
     return v;
   }
 
-  // The first of the images (files of BERTHIER_GPU_IMAGES, or kernels/prebuilt beside `tests`) that has the kernel; null if none.
-  void* function(const std::string& tests, const char* name) {
-    if (!n_modules_) {
+  // A kernel of the images (in the folder BERTHIER_GPU_IMAGES, or kernels/prebuilt beside `tests`); null if they lack it.
+  void* function(const std::string& tests, const std::string& name) {
+    const bool conformance = name.rfind("conformance_", 0) == 0;
+    void*& module = modules_[conformance];
+    if (!module) {
       const char* folder = getenv("BERTHIER_GPU_IMAGES");
-      for (const char* image : {"berthier.fatbin", "conformance.fatbin"}) {
-        std::string path = (folder ? std::string(folder) : tests + "/../kernels/prebuilt") + "/" + image;
-        std::ifstream file(path, std::ios::binary);
-        if (!file) throw DriverError(0, "cannot read " + path);
-        std::stringstream bytes;
-        bytes << file.rdbuf();
-        std::string data = bytes.str();
-        call("cuModuleLoadData", &modules_[n_modules_], (const void*)data.data());
-        n_modules_++;
-      }
+      std::string path = (folder ? std::string(folder) : tests + "/../kernels/prebuilt") + (conformance ? "/conformance.fatbin" : "/berthier.fatbin");
+      std::ifstream file(path, std::ios::binary);
+      if (!file) throw DriverError(0, "cannot read " + path);
+      std::stringstream bytes;
+      bytes << file.rdbuf();
+      std::string data = bytes.str();
+      call("cuModuleLoadData", &module, (const void*)data.data());
     }
     void* f = nullptr;
-    for (int i = 0; i < n_modules_; i++) {
-      int code = attempt("cuModuleGetFunction", &f, modules_[i], name);
-      if (!code) return f;
-      if (code != NOT_FOUND) throw DriverError(code, "cuModuleGetFunction: " + text(code));
-    }
-    return nullptr;
+    int code = attempt("cuModuleGetFunction", &f, module, name.c_str());
+    if (code && code != NOT_FOUND) throw DriverError(code, "cuModuleGetFunction: " + text(code));
+    return code ? nullptr : f;
   }
   void allow_shared(void* function, size_t dynamic_bytes) {
     if (dynamic_bytes > 48 << 10) call("cuFuncSetAttribute", function, 8, (int)dynamic_bytes);
@@ -113,7 +109,7 @@ class Driver {
   // After an error that the context does not survive: a fresh one. What was allocated is gone.
   void reset() {
     attempt("cuDevicePrimaryCtxReset_v2", device_);
-    n_modules_ = 0;
+    modules_[0] = modules_[1] = nullptr;
     call("cuDevicePrimaryCtxRetain", &context_, device_);
     call("cuCtxSetCurrent", context_);
   }
@@ -133,5 +129,5 @@ class Driver {
     return f;
   }
   void *library_ = nullptr, *context_ = nullptr, *modules_[2] = {};
-  int device_ = 0, n_modules_ = 0;
+  int device_ = 0;
 };
