@@ -91,7 +91,7 @@ class Benchmark:
         self.command = Command(pack, device)
         self.tokenizer = bert.Tokenizer(pack / "model")
         corpus = (pack / "texts.txt").read_text("utf-8").split("\n")[:-1]
-        self.corpus = corpus[::400] if quick else corpus
+        self.corpus = corpus[::2500] if quick else corpus
         self.natural = write_texts(work / "natural.txt", self.corpus)
         self.ids, self.words = None, bert.plain_words(self.tokenizer, self.corpus[::10])
         self.speeds = {}
@@ -224,7 +224,7 @@ class Benchmark:
             busy = f"GPU busy {max(s[0] for s in middle):.0f}% at {max(s[1] for s in middle):.0f} MHz, {max(s[2] for s in middle):.0f} W"
         result = said.get("measured") if isinstance(said.get("measured"), dict) else said
         found = find_rounds(result)
-        name = f"berthier {precision}" + (" " + " ".join(map(str, more)) if more else "")
+        name = f"berthier {precision}" + (" --batch-invariant" if "--batch-invariant" in more else "")
         self.speed(what, name, found["rows"], found["tokens"], [r["seconds"] for r in found["rounds"]], busy)
         emit(berthier=what, said=said)
 
@@ -235,14 +235,12 @@ class Benchmark:
         self.ours("natural mix, from text", self.natural, "bf16")
         if self.command.device != "cpu":
             self.ours("natural mix, from text", self.natural, "fp16", more=["--batch-invariant"])
-        if self.command.has("bench", "--ids"):
-            path = self.work / "natural-ids.jsonl"
-            path.write_text("".join(json.dumps(i) + "\n" for i in self.natural_ids()))
-            self.ours("natural mix, from ids", self.natural, more=["--ids", path])
+        self.ours("natural mix, from ids", self.natural, more=["--from-ids"])
 
     def our_lengths(self):
         for length in LENGTHS[:1] if self.quick else LENGTHS:
             self.ours(f"{length} tokens, from text", self.fixed(length), longest=512)
+            self.ours(f"{length} tokens, from ids", self.fixed(length), longest=512, more=["--from-ids"])
 
     def model(self, longest):
         """The folder of the model that takes so many tokens."""

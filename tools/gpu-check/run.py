@@ -121,10 +121,10 @@ def main(args, pack):
     bad = False
     try:
         for name in [n for n in SECTIONS if n in wanted]:
-            limit, began = min(SECTIONS[name], runner.left() - 5), time.monotonic()
-            # what comes behind shall have its minute too
-            if name == "bench" and "sanitizer" in wanted:
-                limit = min(limit, runner.left() - 75)
+            # who asks for some sections gives them the time of the others; those behind shall have their minute
+            behind = [n for n in list(SECTIONS)[list(SECTIONS).index(name) + 1 :] if n in wanted]
+            limit, began = runner.left() - 5 - 45 * len(behind), time.monotonic()
+            limit = limit if args.only else min(SECTIONS[name], limit)
             runner.now = name
             print(f"[gpu-check] {began - runner.start:.0f} s: {name}, at most {limit:.0f} s", flush=True)
             if limit < 10:
@@ -336,7 +336,7 @@ def child(code, output):
         if "row" in item:
             tables.setdefault(item["table"], []).append(item["row"])
         elif "note" in item:
-            notes.append(item["note"])
+            notes.append(" / ".join(filter(None, item["note"].split("\n"))))
         elif "verdict" in item:
             verdict = item["verdict"]
     text = []
