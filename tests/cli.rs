@@ -413,23 +413,6 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
-fn throughput_is_measured_from_text_and_from_ids() {
-    let place = Place::new();
-    place.write("in.txt", "hello\nhello world hello\n");
-    let measured = |more: &str| -> Value {
-        let ran = place.run(&format!("bench throughput --texts in.txt --repeat 2 --json {more}")).ok();
-        serde_json::from_slice(&ran.stdout).unwrap()
-    };
-    let (text, ids) = (measured(""), measured("--from-ids"));
-    for (json, from) in [(&text, "text"), (&ids, "ids")] {
-        assert_eq!((&json["from"], &json["rows"]), (&Value::from(from), &Value::from(2)), "{json}");
-        assert_eq!(json["rounds"].as_array().unwrap().len(), 2);
-    }
-    assert!(text["tokens"].as_u64().unwrap() > 4, "{text}");
-    assert_eq!(text["tokens"], ids["tokens"]);
-}
-
-#[test]
 fn costs_are_predicted_without_model_and_gpu() {
     let place = Place::new();
     let ran = place.run("bench costs --gpu a100 --shape minilm,base --lengths 32 --json").ok();

@@ -222,9 +222,8 @@ class Benchmark:
         if len(samples) > 3:
             middle = samples[len(samples) // 3 :]
             busy = f"GPU busy {max(s[0] for s in middle):.0f}% at {max(s[1] for s in middle):.0f} MHz, {max(s[2] for s in middle):.0f} W"
-        result = said.get("measured") if isinstance(said.get("measured"), dict) else said
-        found = find_rounds(result)
-        name = f"berthier {precision}" + (" --batch-invariant" if "--batch-invariant" in more else "")
+        found = said["points"][0]
+        name = ("berthier fp32 on the CPU" if self.command.device == "cpu" else f"berthier {precision}") + (" --batch-invariant" if "--batch-invariant" in more else "")
         self.speed(what, name, found["rows"], found["tokens"], [r["seconds"] for r in found["rounds"]], busy)
         emit(berthier=what, said=said)
 
@@ -235,12 +234,12 @@ class Benchmark:
         self.ours("natural mix, from text", self.natural, "bf16")
         if self.command.device != "cpu":
             self.ours("natural mix, from text", self.natural, "fp16", more=["--batch-invariant"])
-        self.ours("natural mix, from ids", self.natural, more=["--from-ids"])
+        self.ours("natural mix, from ids", self.natural, more=["--ids"])
 
     def our_lengths(self):
         for length in LENGTHS[:1] if self.quick else LENGTHS:
             self.ours(f"{length} tokens, from text", self.fixed(length), longest=512)
-            self.ours(f"{length} tokens, from ids", self.fixed(length), longest=512, more=["--from-ids"])
+            self.ours(f"{length} tokens, from ids", self.fixed(length), longest=512, more=["--ids"])
 
     def model(self, longest):
         """The folder of the model that takes so many tokens."""
@@ -396,9 +395,10 @@ class Benchmark:
         flags = self.command.flags(self.pack / "model", "fp16")
         said = json.loads(self.command.call(["bench", "latency", "--json", "--lengths", ",".join(map(str, lengths)), "--batch-sizes", "1,8", "--samples", 20 if self.quick else 500, *flags], max(30, self.left())))
         emit(berthier="latency", said=said)
-        for point in find_list(said, "p50_us") or []:
-            row = {k: v for k, v in point.items() if not isinstance(v, (list, dict))}
-            emit(table="latency: berthier fp16, from text, wall us", row={k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()})
+        for point in said["points"]:
+            row = {k: point[k] for k in ("from", "tokens", "texts", "samples")}
+            row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
+            emit(table="latency: berthier, wall us", row=row)
         model = bert.Model(self.pack / "model", ON, torch.half if ON == "cuda" else torch.float32)
         for length in lengths:
             ids = torch.randint(1000, 30000, (1, length), device=ON)
@@ -437,31 +437,6 @@ class Benchmark:
         if self.left_out:
             emit(note="no time was left for: " + ", ".join(self.left_out))
         emit(verdict="FAILED" if self.failed else "partial: out of time" if self.left_out else "ok")
-
-
-def find_rounds(said):
-    """The object with `rounds` in what `berthier bench --json` says, wherever it stands."""
-    if isinstance(said, dict):
-        if isinstance(said.get("rounds"), list) and "tokens" in said:
-            return said
-        said = list(said.values())
-    if isinstance(said, list):
-        for value in said:
-            found = find_rounds(value)
-            if found:
-                return found
-    return None
-
-
-def find_list(said, key):
-    """The first list of objects that have `key`."""
-    if isinstance(said, list) and said and isinstance(said[0], dict) and key in said[0]:
-        return said
-    for value in said.values() if isinstance(said, dict) else said if isinstance(said, list) else []:
-        found = find_list(value, key)
-        if found:
-            return found
-    return None
 
 
 if __name__ == "__main__":

@@ -29,10 +29,6 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<NonZeroUsize>,
 
-    /// Throughput: from ids to vectors; the texts are tokenised before the clock starts
-    #[arg(long)]
-    pub(crate) from_ids: bool,
-
     /// Throughput: rounds over all the texts
     #[arg(long, value_name = "N", default_value = "5")]
     pub(crate) repeat: NonZeroUsize,

@@ -1,8 +1,8 @@
-//! Texts per second: all texts of a file in one call, from text (or ids) to vectors, round after round.
+//! Texts per second: all texts of a file in one call, from text to vectors, round after round.
 
 use super::machine::cpu_seconds;
 use super::{BenchArgs, BenchError, Report, median, sorted};
-use berthier::{Embedder, TokenCount};
+use berthier::Embedder;
 use serde_json::json;
 use std::fmt::Write;
 use std::fs::File;
@@ -23,29 +23,14 @@ pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, B
     let texts = read_texts(path, args.limit.map_or(usize::MAX, usize::from))?;
     let mut vectors = vec![0.0; texts.len() * embedder.dim()];
     let warmup = args.warmup.unwrap_or(1);
-    let (mut ids, mut offsets, mut counts) = (Vec::new(), vec![0], Vec::new());
-    if args.from_ids {
-        for encoding in embedder.tokenize(&texts)? {
-            ids.extend_from_slice(&encoding.ids);
-            offsets.push(ids.len());
-            counts.push(TokenCount { used: encoding.ids.len(), total: encoding.total_tokens });
-        }
-    }
-    let mut pass = || -> berthier::Result<()> {
-        if args.from_ids {
-            embedder.embed_ids_into(&ids, &offsets, &mut vectors)
-        } else {
-            counts = embedder.embed_into(&texts, &mut vectors)?;
-            Ok(())
-        }
-    };
+    let mut counts = Vec::new();
     for _ in 0..warmup {
-        pass()?;
+        embedder.embed_into(&texts, &mut vectors)?;
     }
     let mut rounds = Vec::with_capacity(args.repeat.get());
     for _ in 0..args.repeat.get() {
         let (cpu, clock) = (cpu_seconds(), Instant::now());
-        pass()?;
+        counts = embedder.embed_into(&texts, &mut vectors)?;
         let seconds = clock.elapsed().as_secs_f64();
         rounds.push(Round { seconds, cpu_seconds: cpu.and_then(|start| Some(cpu_seconds()? - start)) });
     }
@@ -55,7 +40,6 @@ pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, B
     let truncated = counts.iter().filter(|count| count.truncated()).count();
     let gflop = counts.iter().map(|count| embedder.model().flops(count.used)).sum::<f64>() / 1e9;
 
-    let from = if args.from_ids { "ids" } else { "text" };
     let row = |name: &str, seconds: f64, cpu: Option<f64>| {
         let cpu = cpu.map_or("-".into(), |cpu| format!("{cpu:.2}"));
         format!(
@@ -70,7 +54,7 @@ pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, B
     let middle = (median(&seconds), (!cpus.is_empty()).then(|| median(&cpus)));
     let mut table = format!(
         "{}: {rows} texts, {tokens} tokens (mean {:.1}), {truncated} truncated at {}\n\
-         {from} to vectors, {warmup} warm-up, {} counted\n\n\
+         text to vectors, {warmup} warm-up, {} counted\n\n\
          {:>8} {:>10} {:>9} {:>10} {:>11} {:>9}\n",
         path.display(),
         tokens as f64 / rows as f64,
@@ -108,7 +92,6 @@ pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, B
     };
     let json = json!({
         "measured": "throughput",
-        "from": from,
         "texts": path,
         "rows": rows,
         "tokens": tokens,
