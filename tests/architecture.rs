@@ -33,6 +33,9 @@ const UNSAFE: &[&str] = &["backend/cpu/", "backend/cuda/", "model/checkpoint.rs"
 /// Where an instruction set may be named.
 const INTRINSICS: &[&str] = &["backend/cpu/x86_64/", "backend/cpu/aarch64/"];
 
+/// Where the CUDA driver may be talked to.
+const DRIVER: &[&str] = &["backend/cuda/device/"];
+
 /// Where JSON may be read or written.
 const SERDE: &[&str] =
     &["model/json.rs", "model/checkpoint.rs", "tokenize/config.rs", "backend/cuda/image.rs", "cli/"];
@@ -250,6 +253,15 @@ fn intrinsics_stand_only_with_their_isa() {
                 source.path
             );
         }
+    }
+}
+
+#[test]
+fn the_driver_is_called_only_by_its_backend() {
+    let callers: Vec<_> = sources().into_iter().filter(|s| s.code.contains("cudarc")).collect();
+    assert!(!callers.is_empty(), "cudarc was not found under {DRIVER:?}");
+    for source in callers {
+        assert!(source.is_under(DRIVER), "{}: cudarc outside {DRIVER:?}", source.path);
     }
 }
 

@@ -440,6 +440,46 @@ fn costs_are_predicted_without_model_and_gpu() {
 }
 
 #[test]
+fn bench_measures_and_compares() {
+    let place = Place::new();
+    let json = |args: &str| -> Value { serde_json::from_slice(&place.run(args).ok().stdout).unwrap() };
+    let samples = |series: &Value| series["samples"].as_array().unwrap().len();
+    let names = |json: &Value| -> Vec<String> {
+        json["series"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap().to_owned()).collect()
+    };
+
+    let latency = "bench latency --model model --lengths 4 --batch-sizes 1,2 --samples 20 --warmup 1";
+    let closed = json(&format!("{latency} --plot closed.svg --json"));
+    assert_eq!(
+        names(&closed),
+        ["text 4x1", "ids 4x1", "text 4x2", "ids 4x2"].map(|n| format!("latency {n}"))
+    );
+    assert!(closed["series"].as_array().unwrap().iter().all(|s| samples(s) == 20));
+    let point = &closed["points"][0]["latency_us"];
+    assert!(point["p50"].as_f64().unwrap() <= point["p90"].as_f64().unwrap() && point["p99"].is_null());
+    assert!(fs::read_to_string(place.path("closed.svg")).unwrap().starts_with("<svg"));
+    assert_eq!(json(&format!("{latency} --rate 5000 --json"))["conditions"]["rate"], 5000.0);
+
+    fs::write(place.path("then.json"), closed.to_string()).unwrap();
+    let text = String::from_utf8(place.run(&format!("{latency} --compare then.json")).ok().stdout).unwrap();
+    assert!(text.contains("now / then (then.json)") && text.contains("latency ids 4x2"), "{text}");
+    let throughput = "bench throughput --model model --lengths 4,8 --limit 3 --repeat 2";
+    let made = json(&format!("{throughput} --json"));
+    assert_eq!(names(&made), ["throughput text 4 tokens", "throughput text 8 tokens"]);
+    assert_eq!((made["points"][1]["tokens"].clone(), samples(&made["series"][0])), (24.into(), 2));
+    place.run(&format!("{throughput} --compare then.json")).fails("no series in common");
+    place.run(&format!("{throughput} --compare no.json")).fails("no.json: ");
+
+    let start = json("bench cold-start --model model --samples 2 --warmup 0 --json");
+    assert_eq!(names(&start)[0], "cold-start first vector");
+    let first = |i: usize| start["series"][i]["samples"][0].as_f64().unwrap();
+    assert!(first(0) > first(1) && first(1) > 0.0, "a process takes longer than its loading: {start}");
+    let kernels = json("bench kernels --model model --rows 1,3 --samples 2 --json");
+    assert_eq!(kernels["points"].as_array().unwrap().len(), 2 * 4 + 4);
+    place.run("bench kernels --model model --device reference").fails("cpu");
+}
+
+#[test]
 fn help_says_what_matters() {
     let place = Place::new();
     let text = |args: &str| {

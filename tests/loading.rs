@@ -318,7 +318,7 @@ fn pruned_and_quantised_weights_are_refused() {
 
 #[test]
 fn other_families_are_refused_by_name() {
-    for family in ["modernbert-decoder", "nomic_bert", "new", "gte", "deberta-v2", "xlnet", "t5"] {
+    for family in ["modernbert-decoder", "jina_bert", "eurobert", "deberta-v2", "xlnet", "t5"] {
         unsupported(&Toy::new().config("model_type", family), "config.json", &format!("\"{family}\""));
     }
 }

@@ -76,9 +76,9 @@ fn embed(embedder: &Embedder, mut rows: Vec<Row>, dim: usize) -> Result<Computed
             0 => count_tokens(embedder, &texts),
             _ => embedder.embed_into(&texts, &mut vectors[..good.len() * dim]),
         };
-        let (counts, non_finite) = match result {
-            Ok(counts) => (counts, Vec::new()),
-            Err(Error::NonFinite { rows }) => (count_tokens(embedder, &texts)?, rows),
+        let (counts, (non_finite, why)) = match result {
+            Ok(counts) => (counts, (Vec::new(), "")),
+            Err(Error::NonFinite { rows, why }) => (count_tokens(embedder, &texts)?, (rows, why)),
             Err(Error::Row { row, message }) if row < good.len() => {
                 rows[good[row]].text = Err(message);
                 continue;
@@ -86,8 +86,7 @@ fn embed(embedder: &Embedder, mut rows: Vec<Row>, dim: usize) -> Result<Computed
             Err(error) => return Err(error.into()),
         };
         for row in non_finite {
-            rows[good[row]].text =
-                Err("the vector is not finite (NaN or infinity in the weights, or an overflow)".into());
+            rows[good[row]].text = Err(why.into());
         }
         let mut tokens = vec![TokenCount { used: 0, total: 0 }; rows.len()];
         for (&i, count) in good.iter().zip(counts) {

@@ -35,8 +35,8 @@ impl Failure {
     pub(crate) fn at_row(error: berthier::Error, name: impl FnOnce(usize) -> Option<String>) -> Self {
         let (row, message) = if let berthier::Error::Row { row, message } = &error {
             (*row, message.clone())
-        } else if let berthier::Error::NonFinite { rows: bad } = &error {
-            (bad[0], "the vector is not finite (NaN or infinity in the weights, or an overflow)".into())
+        } else if let berthier::Error::NonFinite { rows: bad, why } = &error {
+            (bad[0], (*why).into())
         } else {
             return error.into();
         };

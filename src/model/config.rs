@@ -5,10 +5,10 @@
 
 use super::chain::Chain;
 use super::checkpoint::Checkpoint;
-use super::encoder::{Names, Settings};
+use super::encoder::{MOST_POSITIONS, Names, Settings};
 use super::json::{Object, exists};
-use super::{Family, Model, ModelDesc, TokenizerDesc, Weights};
-use super::{albert, bert, distilbert, electra, modernbert, mpnet, roberta};
+use super::{Family, Model, ModelDesc, Norms, Positions, TokenizerDesc, Weights};
+use super::{albert, bert, distilbert, electra, gte, jina, modernbert, mpnet, nomic, roberta};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -67,9 +67,11 @@ pub fn open(dir: &Path) -> Result<Model> {
     };
     check_transformer(&transformer)?;
     desc.max_seq_length = max_seq_length(home, &config, &transformer, &desc, &mut warnings)?;
+    // only where positions have no table
+    desc.max_position_embeddings = desc.max_position_embeddings.max(desc.max_seq_length);
 
     let checkpoint = Checkpoint::open(home, CONVERT)?;
-    let mut weights = weights(&checkpoint, &desc, &mut warnings)?;
+    let mut weights = weights(&checkpoint, &mut desc, &mut warnings)?;
     if let Some(chain) = &chain {
         weights.modules = chain.weights(&desc)?;
     }
@@ -115,35 +117,46 @@ fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<ModelDesc> {
         ));
     }
     let mut settings = Settings { config, warnings };
-    settings.refuse_what_no_encoder_has()?;
     let Some(name) = config.string("model_type")? else {
         return Err(config.wrong("model_type", &known_families()));
     };
     let Some((_, family, _)) = FAMILIES.iter().find(|(known, ..)| *known == name) else {
         return Err(config.unsupported("model_type", &format!("this version computes {}", known_families())));
     };
+    settings.refuse_what_no_encoder_has()?;
     match family {
         Family::Albert => albert::describe(&mut settings),
+        Family::Bert if config.get("position_embedding_type").is_some_and(|t| t == "alibi") => {
+            jina::describe_v2(&mut settings)
+        }
         Family::Bert => bert::describe(&mut settings),
         Family::DistilBert => distilbert::describe(&mut settings),
         Family::Electra => electra::describe(&mut settings),
+        Family::Gte => gte::describe(&mut settings),
+        Family::JinaBert => jina::describe_v2(&mut settings),
+        Family::JinaV3 => jina::describe_v3(&mut settings),
         Family::ModernBert => modernbert::describe(&mut settings),
         Family::MpNet => mpnet::describe(&mut settings),
+        Family::NomicBert => nomic::describe(&mut settings),
         Family::Camembert | Family::Roberta | Family::XlmRoberta => roberta::describe(&mut settings, *family),
     }
 }
 
 /// `model_type` of each family, and what its task models put before the encoder's tensors (rule 31).
-const FAMILIES: [(&str, Family, &str); 9] = [
-    ("albert", Family::Albert, "albert."),
-    ("bert", Family::Bert, "bert."),
-    ("camembert", Family::Camembert, "roberta."),
-    ("distilbert", Family::DistilBert, "distilbert."),
-    ("electra", Family::Electra, "electra."),
-    ("modernbert", Family::ModernBert, "model."),
-    ("mpnet", Family::MpNet, "mpnet."),
-    ("roberta", Family::Roberta, "roberta."),
-    ("xlm-roberta", Family::XlmRoberta, "roberta."),
+const FAMILIES: [(&str, Family, &[&str]); 13] = [
+    ("albert", Family::Albert, &["albert."]),
+    ("bert", Family::Bert, &["bert."]),
+    ("camembert", Family::Camembert, &["roberta."]),
+    ("distilbert", Family::DistilBert, &["distilbert."]),
+    ("electra", Family::Electra, &["electra."]),
+    ("gte", Family::Gte, &["gte.", "new."]),
+    ("jina_embeddings_v3", Family::JinaV3, &["roberta."]),
+    ("modernbert", Family::ModernBert, &["model."]),
+    ("mpnet", Family::MpNet, &["mpnet."]),
+    ("new", Family::Gte, &["new.", "gte."]),
+    ("nomic_bert", Family::NomicBert, &["bert.", "nomic_bert."]),
+    ("roberta", Family::Roberta, &["roberta."]),
+    ("xlm-roberta", Family::XlmRoberta, &["roberta."]),
 ];
 
 fn known_families() -> String {
@@ -151,15 +164,25 @@ fn known_families() -> String {
 }
 
 /// Every tensor of the encoder. What is left over and is no known head is said in `warnings`.
-fn weights(checkpoint: &Checkpoint, desc: &ModelDesc, warnings: &mut Vec<String>) -> Result<Weights> {
-    let prefix = FAMILIES.iter().find(|(_, family, _)| *family == desc.family).map_or("", |f| f.2);
-    let mut names = Names::new(checkpoint, prefix);
+fn weights(checkpoint: &Checkpoint, desc: &mut ModelDesc, warnings: &mut Vec<String>) -> Result<Weights> {
+    // JinaBERT's `model_type` is that of BERT, and so are its names
+    let row = if desc.family == Family::JinaBert { Family::Bert } else { desc.family };
+    let prefixes = FAMILIES.iter().find(|(_, family, _)| *family == row).map_or(&[][..], |f| f.2);
+    let mut names = Names::new(checkpoint, prefixes);
+    if desc.family == Family::JinaBert && jina::has_query_key_norms(&names) {
+        desc.norms = Norms::PostQueryKey;
+    }
+    let desc = &*desc;
     let weights = match desc.family {
         Family::Albert => albert::weights(&mut names, desc),
         Family::DistilBert => distilbert::weights(&mut names, desc),
         Family::Electra => electra::weights(&mut names, desc),
+        Family::Gte => gte::weights(&mut names, desc),
+        Family::JinaBert => jina::weights_v2(&mut names, desc),
+        Family::JinaV3 => jina::weights_v3(&mut names, desc),
         Family::ModernBert => modernbert::weights(&mut names, desc),
         Family::MpNet => mpnet::weights(&mut names, desc),
+        Family::NomicBert => nomic::weights(&mut names, desc),
         Family::Bert | Family::Camembert | Family::Roberta | Family::XlmRoberta => {
             bert::weights(&mut names, desc)
         }
@@ -218,6 +241,17 @@ fn max_seq_length(
         length.min(positions)
     };
     if let Some(length) = transformer.size("max_seq_length")? {
+        let table = match desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } => true,
+            Positions::None | Positions::Rotary { .. } => false,
+        };
+        // rule 8: without a table of positions the reference computes as far as it is told to
+        if !table && length > positions {
+            if length > MOST_POSITIONS {
+                return Err(transformer.unsupported("max_seq_length", &format!("at most {MOST_POSITIONS}")));
+            }
+            return Ok(length);
+        }
         return Ok(clamp(transformer, "max_seq_length", length));
     }
     let tokenizer = Object::read_or_empty(&home.join("tokenizer_config.json"))?;

@@ -75,6 +75,12 @@ impl EncoderShape {
         self.num_hidden_layers as f64 * (2.0 * n * (4.0 * h * h + 2.0 * h * i) + 4.0 * n * n * h)
     }
 
+    /// Whether the weights of all layers stay in L2 from one batch to the next, beside a batch's activations.
+    pub(super) fn weights_in_l2(&self, gpu: &Gpu, total_tokens: usize) -> bool {
+        let live_bytes = 2 * total_tokens * (4 * self.hidden_size + self.intermediate_size);
+        self.weight_bytes() + live_bytes <= gpu.l2_bytes / 5 * 4
+    }
+
     /// Bytes of the weights of all layers, 16 bits each.
     fn weight_bytes(&self) -> usize {
         let (h, i) = (self.hidden_size, self.intermediate_size);
@@ -166,7 +172,6 @@ pub fn network(
 ) -> Option<Network> {
     let (h, inner, layers) = (shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers);
     let total_tokens = batch * seqlen;
-    let live_bytes = 2 * total_tokens * (4 * h + inner);
     let folded = choices.folded_layernorm;
     let mut steps = Vec::new();
     // of a product, the kernel's name ends in " / " and the number of parts
@@ -182,7 +187,7 @@ pub fn network(
             n,
             k,
             epilogue,
-            weights_in_l2: shape.weight_bytes() + live_bytes <= table.gpu().l2_bytes / 5 * 4,
+            weights_in_l2: shape.weights_in_l2(table.gpu(), total_tokens),
             batch_invariant: choices.batch_invariant,
         });
         let kernel = match launch.grid[1] {

@@ -27,6 +27,25 @@ pub struct Gpu {
     pub l2_bytes: usize,
 }
 
+/// What a driver says of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// As its maker calls it.
+    pub name: String,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors.
+    pub sm_count: usize,
+    /// The highest clock of the multiprocessors, kHz.
+    pub clock_khz: u32,
+    /// The memory's clock, kHz, at which it moves two words of the bus; 0 where the driver keeps it to itself.
+    pub memory_clock_khz: u32,
+    /// Width of the memory's bus.
+    pub memory_bus_bits: u32,
+    /// Bytes of the L2 cache.
+    pub l2_bytes: usize,
+}
+
 /// What a multiprocessor has of each thing that blocks take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Multiprocessor {
@@ -102,6 +121,45 @@ impl Gpu {
             "rtx4090" => memory(gpu("RTX 4090", (8, 9), 128, 2.52, 165.2, 165.2), 1008.0, 32.0 * 128.0, 72),
             _ => return None,
         })
+    }
+
+    /// A GPU by what its driver says; what a driver does not say is taken to be as it is of the known ones of its
+    /// compute capability.
+    pub fn of(a: &Attributes) -> Self {
+        // FLOPs of 16-bit products with fp32 sums a clock and multiprocessor, of the best instructions and of mma.sync.
+        // The same sources as in `known`. GeForce cards halve them from 8.6 on; told apart by their names
+        let geforce = a.name.contains("GeForce") || a.name.contains("RTX 30") || a.name.contains("RTX 40");
+        let (best, mma) = match (a.compute_capability, geforce) {
+            ((8, 0), _) => (2048.0, 2048.0),
+            ((8 | 12.., _), true) => (512.0, 512.0),
+            ((8, _), false) => (1024.0, 1024.0),
+            ((9, _), _) => (4096.0, 0.629 * 4096.0),
+            ((10 | 11, _), _) => (8192.0, 2048.0),
+            _ => (1024.0, 1024.0),
+        };
+        // a driver that says 0 is asked no further: the predictions then only rank the tiles
+        let clock_ghz = f64::from(if a.clock_khz == 0 { 1_500_000 } else { a.clock_khz }) / 1e6;
+        let sms = a.sm_count.max(1) as f64;
+        let tflops = |flops: f64| flops * sms * clock_ghz / 1e3;
+        let memory = 2.0 * f64::from(a.memory_clock_khz) * f64::from(a.memory_bus_bits) / 8e6;
+        let l2_bytes_per_clock = match a.compute_capability {
+            (8, 0) => 0.75 * 5120.0 / 108.0,
+            (9, _) => 6100.0 / 132.0,
+            _ => 32.0,
+        };
+        let l2_gb_per_s = l2_bytes_per_clock * sms * clock_ghz;
+        let memory = if memory > 0.0 { memory * SUSTAINED_MEMORY } else { l2_gb_per_s / 3.0 };
+        Self {
+            name: a.name.clone(),
+            compute_capability: a.compute_capability,
+            sm_count: a.sm_count.max(1),
+            clock_ghz,
+            ceiling_tflops: tflops(best),
+            mma_tflops: tflops(mma) * SUSTAINED_MMA,
+            memory_gb_per_s: memory.min(l2_gb_per_s),
+            l2_gb_per_s,
+            l2_bytes: a.l2_bytes,
+        }
     }
 
     /// The names that [`Gpu::known`] takes.
@@ -182,6 +240,49 @@ mod tests {
             assert!(gpu.l2_bytes >= 40 << 20 && gpu.sm_count >= 58, "{gpu:?}");
         }
         assert!(Gpu::known("abacus").is_none());
+    }
+
+    /// What drivers say of the known ones leads to about the same figures.
+    #[test]
+    fn attributes_lead_to_the_figures_of_known_gpus() {
+        for (name, product, clock_khz, memory_clock_khz, memory_bus_bits) in [
+            ("a100", "NVIDIA A100-SXM4-80GB", 1_410_000, 1_593_000, 5120),
+            ("h200", "NVIDIA H200", 1_980_000, 3_201_000, 6144),
+            ("l4", "NVIDIA L4", 2_040_000, 6_251_000, 192),
+            ("rtx4090", "NVIDIA GeForce RTX 4090", 2_520_000, 10_501_000, 384),
+        ] {
+            let known = Gpu::known(name).unwrap();
+            let gpu = Gpu::of(&Attributes {
+                name: product.into(),
+                compute_capability: known.compute_capability,
+                sm_count: known.sm_count,
+                clock_khz,
+                memory_clock_khz,
+                memory_bus_bits,
+                l2_bytes: known.l2_bytes,
+            });
+            let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.12;
+            assert!(near(gpu.mma_tflops, known.mma_tflops), "{gpu:?}, known {known:?}");
+            assert!(near(gpu.memory_gb_per_s, known.memory_gb_per_s), "{gpu:?}, known {known:?}");
+            assert!(near(gpu.l2_gb_per_s, known.l2_gb_per_s), "{gpu:?}, known {known:?}");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_says_little_still_gives_figures() {
+        let silent = Attributes {
+            name: String::new(),
+            compute_capability: (13, 0),
+            sm_count: 0,
+            clock_khz: 0,
+            memory_clock_khz: 0,
+            memory_bus_bits: 0,
+            l2_bytes: 0,
+        };
+        let gpu = Gpu::of(&silent);
+        for figure in [gpu.clock_ghz, gpu.mma_tflops, gpu.memory_gb_per_s, gpu.l2_gb_per_s] {
+            assert!(figure.is_finite() && figure > 0.0, "{gpu:?}");
+        }
     }
 
     /// As NVIDIA's occupancy calculator gives them.

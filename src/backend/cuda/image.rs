@@ -79,6 +79,14 @@ impl Manifest {
         of_major.next_back().or(self.architectures.last()).map_or("", |name| name)
     }
 
+    /// Whether kernels may begin before the one before has ended: the image has machine code for a GPU of this compute
+    /// capability that waits for it. PTX of compute_80, which others compile, does not.
+    pub fn waits_for_predecessor(&self, compute_capability: (u32, u32)) -> bool {
+        let architecture =
+            self.architecture(compute_capability).trim_start_matches("sm_").trim_end_matches(['a', 'f']);
+        compute_capability.0 >= 9 && architecture.parse::<u32>().is_ok_and(|n| n / 10 == compute_capability.0)
+    }
+
     fn parse(text: &str) -> Result<Self, &'static str> {
         let json: Value = serde_json::from_str(text).map_err(|_| "JSON")?;
         let image = json.pointer("/images/berthier.fatbin").ok_or("image")?;
@@ -153,6 +161,14 @@ mod tests {
         ] {
             assert_eq!(manifest.architecture(capability), name, "{capability:?}");
         }
+    }
+
+    #[test]
+    fn only_machine_code_from_sm_90_on_waits_for_its_predecessor() {
+        let waits = |capability| Manifest::get().waits_for_predecessor(capability);
+        assert!([(9, 0), (10, 0), (10, 3), (12, 0), (12, 1)].into_iter().all(waits));
+        // 11.0 and what is newer than this compiler run PTX of compute_80
+        assert!(![(8, 0), (8, 6), (8, 9), (11, 0), (13, 0)].into_iter().any(waits));
     }
 
     #[test]

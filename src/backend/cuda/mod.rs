@@ -1,17 +1,21 @@
 //! The CUDA kernels as the host sees them: the image, which kernel computes what, and what that costs.
 //!
-//! Nothing here talks to a driver: it is what a launcher needs to know before it does, and what `berthier bench costs`
-//! prints where there is no GPU. The kernels are in `kernels/`, described in `kernels/README.md`.
+//! `device/` talks to the driver, and is there with the `cuda` feature. The rest is what a launcher needs to know before it
+//! does, and what `berthier bench costs` prints where there is no GPU. The kernels are in `kernels/`, described in
+//! `kernels/README.md`.
 
 pub mod costs;
+#[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
+mod device;
 mod estimate;
 mod gpu;
 mod image;
 mod tiles;
 mod work_list;
 
+pub(crate) use device::{devices, open};
 pub use estimate::{Bound, Estimate, LAUNCH_US};
-pub use gpu::{Gpu, Multiprocessor};
+pub use gpu::{Attributes, Gpu, Multiprocessor};
 pub use image::{Kernel, Manifest, Usage, fatbin};
 pub use tiles::{
     Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, ROW_SIZES, ReduceLaunch, RowLaunch,

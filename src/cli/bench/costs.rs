@@ -2,7 +2,8 @@
 //!
 //! Nothing runs: the launches are those that the tile tables choose, the times are of a model of the hardware.
 
-use super::{BenchArgs, BenchError};
+use super::BenchError;
+use super::args::CostsArgs;
 use berthier::backend::cuda::costs::{Choices, EncoderShape, Network, Step, network, whole_waves};
 use berthier::backend::cuda::{Element, Gpu, LAUNCH_US, TileTable};
 use berthier::model::ModelDesc;
@@ -27,7 +28,7 @@ struct Row {
 /// # Errors
 /// [`BenchError`].
 pub(crate) fn run(
-    args: &BenchArgs,
+    args: &CostsArgs,
     model: Option<(&str, &ModelDesc)>,
     out: &mut dyn Write,
 ) -> Result<(), BenchError> {
@@ -38,7 +39,7 @@ pub(crate) fn run(
         }
         None => args.shape.iter().filter_map(|s| EncoderShape::known(s)).collect(),
     };
-    let lengths = args.lengths_or(&[16, 32, 128, 512]);
+    let lengths: Vec<usize> = args.lengths.iter().map(|n| n.get()).collect();
     let mut text = format!(
         "Predictions, not measurements: f16, each launch {LAUNCH_US} µs after the one before, from the tile tables of \
          berthier {}.\nblocks/SM: as many fit at once; waves: blocks / (SMs × blocks/SM); share: of the GPU's ceiling \

@@ -1,146 +1,265 @@
 //! The time of single calls, at given numbers of tokens and texts: from text, and from token ids.
 
-use super::{BenchArgs, BenchError, Report, percentile, sorted};
+use super::args::LatencyArgs;
+use super::chart;
+use super::machine::largest_cache_bytes;
+use super::stats::{Series, percentile, sorted};
+use super::texts::{Words, ids_of};
+use super::{BenchError, Report};
 use berthier::Embedder;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Words to build texts of, most of them one token in an English vocabulary.
-const WORDS: &str = "the old house stood at the end of a long road and from its windows one could see the \
-    river the fields and far away the first hills of another country every morning a man came down to the \
-    water with a small boat he never spoke to us but he always raised his hand and my mother said that he \
-    had once been a captain who sailed across the world for many years before the war took his only son";
+/// Percentiles that are told.
+const SHARES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
+/// A sleeping thread may wake so much too late; the rest of a wait is spent awake.
+const SLEEP_MARGIN: Duration = Duration::from_micros(500);
+/// Swept where the system does not say how large its caches are.
+const SWEEP_BYTES: usize = 64 << 20;
+/// Nor is more than this swept before each call.
+const MAX_SWEEP_BYTES: usize = 1 << 30;
 
-pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, BenchError> {
-    let words = words(embedder)?;
-    let warmup = args.warmup.unwrap_or(10);
-    let samples = args.samples.get();
+/// How calls follow each other.
+enum Arrivals {
+    /// Each when the last one has ended.
+    Closed,
+    /// As `Closed`, with this memory swept before each call.
+    Cold(Vec<u64>),
+    /// One every so often.
+    Open(Duration),
+}
+
+/// Microseconds of each counted call.
+#[derive(Debug, Default)]
+struct Times {
+    /// From when the call was due.
+    latency: Vec<f64>,
+    /// From when it began.
+    service: Vec<f64>,
+    seconds: f64,
+}
+
+pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report, BenchError> {
+    let words = Words::of(embedder)?;
+    let samples = args.samples.map_or(if args.cold { 30 } else { 200 }, |n| n.get());
+    let mut arrivals = match args.rate {
+        Some(rate) => Arrivals::Open(Duration::from_secs_f64(1.0 / rate)),
+        None if args.cold => {
+            let bytes = largest_cache_bytes().unwrap_or(SWEEP_BYTES).clamp(SWEEP_BYTES, MAX_SWEEP_BYTES);
+            Arrivals::Cold(vec![0; bytes / 8])
+        }
+        None => Arrivals::Closed,
+    };
+    let how = match &arrivals {
+        Arrivals::Closed => "a closed loop".into(),
+        Arrivals::Cold(memory) => format!("a closed loop, {} MiB swept before each call", memory.len() >> 17),
+        Arrivals::Open(interval) => {
+            format!("an open loop, a call due every {:.0} µs", interval.as_secs_f64() * 1e6)
+        }
+    };
     let mut table = format!(
-        "microseconds of one call; {warmup} warm-up, {samples} counted\n\n\
-         {:<6} {:>6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
-        "from", "tokens", "texts", "p50", "p90", "p99", "min", "max"
+        "microseconds of one call in {how}; {} warm-up, {samples} counted\n\n{:<6} {:>6} {:>6}",
+        args.warmup, "from", "tokens", "texts"
     );
-    let mut points: Vec<Value> = Vec::new();
-    for length in args.lengths_or(&[16, 64, 256]) {
+    SHARES.iter().for_each(|(name, _)| table += &format!(" {name:>10}"));
+    table += &format!(" {:>10} {:>10}\n", "min", "max");
+
+    let (mut points, mut series) = (Vec::new(), Vec::new());
+    for length in args.lengths.iter().map(|n| n.get()) {
         for batch in args.batch_sizes.iter().map(|n| n.get()) {
-            let texts = texts(embedder, &words, length, batch)?;
-            let (mut ids, mut offsets) = (Vec::new(), vec![0]);
-            for encoding in embedder.tokenize(&texts)? {
-                ids.extend_from_slice(&encoding.ids);
-                offsets.push(ids.len());
-            }
+            let texts = words.texts(embedder, length, batch)?;
+            let (ids, offsets) = ids_of(embedder, &texts)?;
             let mut vectors = vec![0.0; batch * embedder.dim()];
-            let text = time(warmup, samples, || embedder.embed_into(&texts, &mut vectors).map(drop))?;
-            let id = time(warmup, samples, || embedder.embed_ids_into(&ids, &offsets, &mut vectors))?;
-            for (from, us) in [("text", text), ("ids", id)] {
-                let [p50, p90, p99] = [50.0, 90.0, 99.0].map(|p| percentile(&us, p));
-                let (min, max) = (us[0], us[us.len() - 1]);
-                // a String takes every write
-                let _ = writeln!(
-                    table,
-                    "{from:<6} {length:>6} {batch:>6} {p50:>10.0} {p90:>10.0} {p99:>10.0} {min:>10.0} {max:>10.0}"
-                );
+            for from in ["text", "ids"] {
+                let times = time(&mut arrivals, args.warmup, samples, || {
+                    if from == "ids" {
+                        embedder.embed_ids_into(&ids, &offsets, &mut vectors)
+                    } else {
+                        embedder.embed_into(&texts, &mut vectors).map(drop)
+                    }
+                })?;
+                let point = format!("{from:<6} {length:>6} {batch:>6}");
+                row(&mut table, &point, &times.latency);
+                if let Arrivals::Open(interval) = arrivals {
+                    row(&mut table, "       service      ", &times.service);
+                    keeping_up(&mut table, &times, interval);
+                }
                 points.push(json!({
-                    "from": from, "tokens": length, "texts": batch, "warmup": warmup, "samples": us.len(),
-                    "p50_us": p50, "p90_us": p90, "p99_us": p99, "min_us": min, "max_us": max,
+                    "from": from, "tokens": length, "texts": batch, "warmup": args.warmup, "samples": samples,
+                    "latency_us": summary(&times.latency),
+                    "service_us": summary(&times.service),
+                    "calls_per_second": samples as f64 / times.seconds,
                 }));
+                series.push(Series {
+                    name: format!("latency {from} {length}x{batch}"),
+                    unit: "us",
+                    less_is_better: true,
+                    samples: times.latency,
+                });
             }
         }
     }
     table.pop();
-    Ok(Report { json: json!({"measured": "latency", "points": points}), table })
+    if let Some(path) = &args.plot {
+        let lines = series.iter().map(|s| (s.name.replace("latency ", ""), s.samples.clone()));
+        chart::percentiles(format!("{}, {how}", embedder.device_name()), "µs of a call", lines)
+            .write(path)?;
+    }
+    let conditions = json!({"loop": how, "rate": args.rate, "cold": args.cold});
+    Ok(Report {
+        json: json!({"measured": "latency", "conditions": conditions, "points": points}),
+        table,
+        series,
+    })
 }
 
-/// Microseconds of each counted call, rising.
+fn row(table: &mut String, point: &str, us: &[f64]) {
+    let us = sorted(us.iter().copied());
+    table.push_str(point);
+    for (_, share) in SHARES {
+        let value = percentile(&us, share).map_or("-".into(), |v| format!("{v:.0}"));
+        // a String takes every write
+        let _ = write!(table, " {value:>10}");
+    }
+    let _ = writeln!(table, " {:>10.0} {:>10.0}", us[0], us[us.len() - 1]);
+}
+
+/// Says where calls came faster than they could be served: latency then grows with the length of the run.
+fn keeping_up(table: &mut String, times: &Times, interval: Duration) {
+    let served = times.service.iter().sum::<f64>() / times.service.len() as f64 / 1e6;
+    if served > interval.as_secs_f64() {
+        let _ = writeln!(
+            table,
+            "       more than can be served: {:.0} calls a second came, {:.0} can be served",
+            1.0 / interval.as_secs_f64(),
+            1.0 / served
+        );
+    }
+}
+
+fn summary(us: &[f64]) -> Value {
+    let us = sorted(us.iter().copied());
+    let mut json = json!({"min": us[0], "max": us[us.len() - 1]});
+    SHARES.iter().for_each(|(name, share)| json[*name] = percentile(&us, *share).into());
+    json
+}
+
 fn time(
+    arrivals: &mut Arrivals,
     warmup: usize,
     samples: usize,
     mut call: impl FnMut() -> berthier::Result<()>,
-) -> berthier::Result<Vec<f64>> {
+) -> berthier::Result<Times> {
     for _ in 0..warmup {
         call()?;
     }
-    let mut us = Vec::with_capacity(samples);
-    for _ in 0..samples {
-        let clock = Instant::now();
+    let mut times =
+        Times { latency: Vec::with_capacity(samples), service: Vec::with_capacity(samples), seconds: 0.0 };
+    let us = |from: Instant| from.elapsed().as_secs_f64() * 1e6;
+    let first = Instant::now();
+    for i in 0..samples {
+        let due = match arrivals {
+            Arrivals::Closed => Instant::now(),
+            Arrivals::Cold(memory) => {
+                sweep(memory);
+                Instant::now()
+            }
+            Arrivals::Open(interval) => {
+                let due = first + interval.mul_f64(i as f64);
+                wait_until(due);
+                due
+            }
+        };
+        let begin = Instant::now();
         call()?;
-        us.push(clock.elapsed().as_secs_f64() * 1e6);
+        times.service.push(us(begin));
+        times.latency.push(us(due));
     }
-    Ok(sorted(us))
+    times.seconds = first.elapsed().as_secs_f64();
+    Ok(times)
 }
 
-/// Those of [`WORDS`] that add exactly one token.
-fn words(embedder: &Embedder) -> Result<Vec<&'static str>, BenchError> {
-    // behind another word: some vocabularies tell the first word of a text from the others
-    let first = WORDS.split_whitespace().next().unwrap_or_default();
-    let pairs: Vec<(&str, String)> =
-        WORDS.split_whitespace().map(|word| (word, format!("{first} {word}"))).collect();
-    let texts: Vec<&str> = std::iter::once(first).chain(pairs.iter().map(|(_, pair)| &pair[..])).collect();
-    let lengths: Vec<usize> = embedder.tokenize(&texts)?.iter().map(|e| e.total_tokens).collect();
-    let single = |&(i, _): &(usize, _)| lengths[i + 1] == lengths[0] + 1;
-    let words: Vec<&str> = pairs.iter().enumerate().filter(single).map(|(_, (word, _))| *word).collect();
-    if words.is_empty() {
-        return Err(BenchError::Unfit("the vocabulary has none of the English words of this test".into()));
-    }
-    Ok(words)
+/// Writes to every cache line, so that whatever else was in the caches no longer is.
+fn sweep(memory: &mut [u64]) {
+    memory.iter_mut().step_by(8).for_each(|word| *word = word.wrapping_add(1));
+    std::hint::black_box(memory);
 }
 
-/// `batch` different texts of exactly `length` tokens.
-fn texts(
-    embedder: &Embedder,
-    words: &[&str],
-    length: usize,
-    batch: usize,
-) -> Result<Vec<String>, BenchError> {
-    if length > embedder.max_seq_length() {
-        return Err(BenchError::Unfit(format!(
-            "--lengths {length}: the model cuts texts at {} tokens (--max-seq-length)",
-            embedder.max_seq_length()
-        )));
-    }
-    // special tokens, and those of the prompt
-    let empty: usize = embedder.tokenize(&[""])?.iter().map(|e| e.total_tokens).sum();
-    let Some(count) = length.checked_sub(empty).filter(|&count| count > 0) else {
-        return Err(BenchError::Unfit(format!(
-            "--lengths {length}: a text has {empty} tokens before its first word"
-        )));
-    };
-    let texts: Vec<String> = (0..batch)
-        .map(|i| {
-            words.iter().cycle().skip(i * 7 % words.len()).take(count).copied().collect::<Vec<_>>().join(" ")
-        })
-        .collect();
-    match embedder.tokenize(&texts)?.iter().find(|encoding| encoding.ids.len() != length) {
-        Some(encoding) => Err(BenchError::Unfit(format!(
-            "cannot build a text of {length} tokens for this tokenizer: {} came out",
-            encoding.ids.len()
-        ))),
-        None => Ok(texts),
+fn wait_until(due: Instant) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        match left.checked_sub(SLEEP_MARGIN) {
+            Some(sleep) if !sleep.is_zero() => std::thread::sleep(sleep),
+            _ => std::hint::spin_loop(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread::sleep;
 
     #[test]
     fn time_counts_the_samples_and_not_the_warm_up() {
         let mut calls = 0;
-        let us = time(3, 5, || {
+        let times = time(&mut Arrivals::Closed, 3, 5, || {
             calls += 1;
-            std::thread::sleep(std::time::Duration::from_millis(if calls <= 3 { 50 } else { 1 }));
+            sleep(Duration::from_millis(if calls <= 3 { 50 } else { 1 }));
             Ok(())
         })
         .unwrap();
-        assert_eq!((calls, us.len()), (8, 5));
-        assert!(us[0] >= 1000.0 && us.is_sorted(), "{us:?}");
+        assert_eq!((calls, times.latency.len()), (8, 5));
+        assert!(times.latency.iter().all(|&us| us >= 1000.0), "{times:?}");
+        assert!(times.seconds < 0.15 || times.latency.iter().sum::<f64>() > 1e5);
     }
 
     #[test]
     fn time_ends_with_the_first_error() {
         let refuse = || Err(berthier::Error::BufferSize { found: 0, needed: 1 });
-        assert!(time(0, 5, refuse).is_err());
-        assert!(time(1, 5, refuse).is_err());
+        assert!(time(&mut Arrivals::Closed, 0, 5, refuse).is_err());
+        assert!(time(&mut Arrivals::Closed, 1, 5, refuse).is_err());
+    }
+
+    #[test]
+    fn open_loop_counts_from_when_a_call_was_due() {
+        // one call of 30 ms among calls of none, one due every 10 ms: the two behind it wait 20 and 10 ms
+        let mut calls = 0;
+        let mut arrivals = Arrivals::Open(Duration::from_millis(10));
+        let times = time(&mut arrivals, 0, 6, || {
+            calls += 1;
+            if calls == 2 {
+                sleep(Duration::from_millis(30));
+            }
+            Ok(())
+        })
+        .unwrap();
+        assert!(times.latency[1] >= 30_000.0, "{times:?}");
+        assert!(times.latency[2] >= 20_000.0 && times.latency[3] >= 10_000.0, "{times:?}");
+        assert!(times.service[2] < times.latency[2], "{times:?}");
+        assert!(times.seconds >= 0.05, "{times:?}");
+    }
+
+    #[test]
+    fn a_rate_that_cannot_be_served_is_said() {
+        let times = Times { latency: vec![9.0; 3], service: vec![2000.0; 3], seconds: 1.0 };
+        let mut table = String::new();
+        keeping_up(&mut table, &times, Duration::from_millis(1));
+        assert!(table.contains("1000 calls a second came, 500 can be served"), "{table}");
+        keeping_up(&mut String::new(), &times, Duration::from_millis(3));
+        let mut table = String::new();
+        keeping_up(&mut table, &times, Duration::from_millis(3));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn rows_leave_out_what_samples_do_not_tell() {
+        let mut table = String::new();
+        row(&mut table, "", &(1..=100).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(table.split_whitespace().collect::<Vec<_>>(), ["50", "90", "99", "-", "1", "100"]);
     }
 }

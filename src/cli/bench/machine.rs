@@ -49,6 +49,26 @@ fn cpu_name(cpuinfo: &str) -> Option<String> {
     value("model name").or_else(|| value("Model"))
 }
 
+/// Bytes of the largest cache of the first processor; none where the system does not say.
+pub(crate) fn largest_cache_bytes() -> Option<usize> {
+    let caches = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    caches.flatten().filter_map(|c| cache_bytes(&fs::read_to_string(c.path().join("size")).ok()?)).max()
+}
+
+/// `2048K`
+fn cache_bytes(size: &str) -> Option<usize> {
+    let size = size.trim();
+    let (digits, unit) = size.split_at(size.find(|c: char| !c.is_ascii_digit()).unwrap_or(size.len()));
+    let scale = match unit {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<usize>().ok()?.checked_mul(scale)
+}
+
 /// Seconds of CPU time that this process has used on all threads, in the system too; in steps of 10 ms.
 /// `None` where the system does not say.
 pub(crate) fn cpu_seconds() -> Option<f64> {
@@ -72,6 +92,12 @@ mod tests {
         assert_eq!(cpu_name(x86).as_deref(), Some("Xeon: a"));
         assert_eq!(cpu_name("processor\t: 0\nModel\t\t: Raspberry\n").as_deref(), Some("Raspberry"));
         assert_eq!(cpu_name("model name\t:\n"), None);
+    }
+
+    #[test]
+    fn cache_sizes_have_units() {
+        assert_eq!(["2048K", "32M\n", "512"].map(cache_bytes), [Some(2 << 20), Some(32 << 20), Some(512)]);
+        assert_eq!(["", "K", "1T"].map(cache_bytes), [None; 3]);
     }
 
     #[test]

@@ -1,14 +1,27 @@
-//! Texts per second: all texts of a file in one call, from text to vectors, round after round.
+//! Texts per second: all texts in one call, from text or token ids to vectors, round after round.
 
+use super::args::ThroughputArgs;
+use super::chart::{Chart, Line, Scale};
 use super::machine::cpu_seconds;
-use super::{BenchArgs, BenchError, Report, median, sorted};
+use super::stats::{Series, median, sorted};
+use super::texts::{Words, ids_of, read_lines};
+use super::{BenchError, Report};
 use berthier::Embedder;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fmt::Write;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::time::Instant;
+
+/// Tokens of the texts that are made: some hundred milliseconds on a core.
+const MADE_TOKENS: usize = 32_768;
+
+/// Texts that are measured together.
+struct Load {
+    /// `corpus.txt`, or `128 tokens`.
+    name: String,
+    /// Of texts of one length, that.
+    length: Option<usize>,
+    texts: Vec<String>,
+}
 
 /// One pass over the texts.
 struct Round {
@@ -16,145 +29,204 @@ struct Round {
     cpu_seconds: Option<f64>,
 }
 
-pub(super) fn measure(args: &BenchArgs, embedder: &Embedder) -> Result<Report, BenchError> {
-    let Some(path) = &args.texts else {
-        return Err(BenchError::Unfit("--texts FILE is needed: texts, one a line".into()));
-    };
-    let texts = read_texts(path, args.limit.map_or(usize::MAX, usize::from))?;
-    let mut vectors = vec![0.0; texts.len() * embedder.dim()];
-    let warmup = args.warmup.unwrap_or(1);
-    let mut counts = Vec::new();
-    for _ in 0..warmup {
-        embedder.embed_into(&texts, &mut vectors)?;
-    }
-    let mut rounds = Vec::with_capacity(args.repeat.get());
-    for _ in 0..args.repeat.get() {
-        let (cpu, clock) = (cpu_seconds(), Instant::now());
-        counts = embedder.embed_into(&texts, &mut vectors)?;
-        let seconds = clock.elapsed().as_secs_f64();
-        rounds.push(Round { seconds, cpu_seconds: cpu.and_then(|start| Some(cpu_seconds()? - start)) });
-    }
+/// What a load is, and its rounds.
+struct Measured<'a> {
+    load: &'a Load,
+    tokens: usize,
+    truncated: usize,
+    gflop: f64,
+    rounds: Vec<Round>,
+}
 
-    let rows = texts.len();
-    let tokens: usize = counts.iter().map(|count| count.used).sum();
-    let truncated = counts.iter().filter(|count| count.truncated()).count();
-    let gflop = counts.iter().map(|count| embedder.model().flops(count.used)).sum::<f64>() / 1e9;
+pub(super) fn measure(args: &ThroughputArgs, embedder: &Embedder) -> Result<Report, BenchError> {
+    let loads = loads(args, embedder)?;
+    let measured: Vec<Measured> =
+        loads.iter().map(|load| Measured::new(load, args, embedder)).collect::<Result<_, _>>()?;
 
-    let row = |name: &str, seconds: f64, cpu: Option<f64>| {
-        let cpu = cpu.map_or("-".into(), |cpu| format!("{cpu:.2}"));
-        format!(
-            "{name:>8} {seconds:>10.3} {cpu:>9} {:>10.1} {:>11.0} {:>9.1}\n",
-            rows as f64 / seconds,
-            tokens as f64 / seconds,
-            gflop / seconds
-        )
-    };
-    let seconds = sorted(rounds.iter().map(|round| round.seconds));
-    let cpus = sorted(rounds.iter().filter_map(|round| round.cpu_seconds));
-    let middle = (median(&seconds), (!cpus.is_empty()).then(|| median(&cpus)));
+    let from = if args.ids { "ids" } else { "text" };
     let mut table = format!(
-        "{}: {rows} texts, {tokens} tokens (mean {:.1}), {truncated} truncated at {}\n\
-         text to vectors, {warmup} warm-up, {} counted\n\n\
-         {:>8} {:>10} {:>9} {:>10} {:>11} {:>9}\n",
-        path.display(),
-        tokens as f64 / rows as f64,
-        embedder.max_seq_length(),
-        rounds.len(),
-        "round",
-        "seconds",
-        "CPU s",
-        "texts/s",
-        "tokens/s",
-        "GFLOP/s"
+        "{from} to vectors; {} warm-up, {} counted; cut at {} tokens\n",
+        args.warmup,
+        args.repeat,
+        embedder.max_seq_length()
     );
-    for (i, round) in rounds.iter().enumerate() {
-        table += &row(&(i + 1).to_string(), round.seconds, round.cpu_seconds);
+    let (mut points, mut series) = (Vec::new(), Vec::new());
+    for m in &measured {
+        m.describe(&mut table);
+        points.push(m.json());
+        series.push(Series {
+            name: format!("throughput {from} {}", m.load.name),
+            unit: "texts/s",
+            less_is_better: false,
+            samples: m.rounds.iter().map(|r| m.load.texts.len() as f64 / r.seconds).collect(),
+        });
     }
-    table += &row("median", middle.0, middle.1);
-    let (fastest, slowest) = (seconds[0], seconds[seconds.len() - 1]);
-    // a String takes every write
-    let _ = write!(
+    table.pop();
+    if let Some(path) = &args.plot {
+        chart(&measured, format!("{}, from {from}", embedder.device_name())).write(path)?;
+    }
+    let conditions = json!({"from": from, "max_seq_length": embedder.max_seq_length()});
+    Ok(Report {
+        json: json!({"measured": "throughput", "conditions": conditions, "points": points}),
         table,
-        "\ntexts/s: {:.1} ({:.1} to {:.1})",
-        rows as f64 / middle.0,
-        rows as f64 / slowest,
-        rows as f64 / fastest
-    );
-
-    let speeds = |seconds: f64, cpu: Option<f64>| {
-        json!({
-            "seconds": seconds,
-            "cpu_seconds": cpu,
-            "texts_per_second": rows as f64 / seconds,
-            "tokens_per_second": tokens as f64 / seconds,
-            "gflop_per_second": gflop / seconds,
-        })
-    };
-    let json = json!({
-        "measured": "throughput",
-        "texts": path,
-        "rows": rows,
-        "tokens": tokens,
-        "truncated_rows": truncated,
-        "max_seq_length": embedder.max_seq_length(),
-        "gflop": gflop,
-        "warmup_rounds": warmup,
-        "rounds": rounds.iter().map(|r| speeds(r.seconds, r.cpu_seconds)).collect::<Vec<_>>(),
-        "median": speeds(middle.0, middle.1),
-        "min_texts_per_second": rows as f64 / slowest,
-        "max_texts_per_second": rows as f64 / fastest,
-    });
-    Ok(Report { json, table })
+        series,
+    })
 }
 
-/// The first `limit` lines of a file.
-fn read_texts(path: &Path, limit: usize) -> Result<Vec<String>, BenchError> {
-    let refuse = |source| BenchError::Read { path: path.into(), source };
-    let mut reader = BufReader::new(File::open(path).map_err(refuse)?);
-    let (mut texts, mut line) = (Vec::new(), Vec::new());
-    while texts.len() < limit {
-        line.clear();
-        if reader.read_until(b'\n', &mut line).map_err(refuse)? == 0 {
-            break;
+fn loads(args: &ThroughputArgs, embedder: &Embedder) -> Result<Vec<Load>, BenchError> {
+    let mut loads = Vec::new();
+    if let Some(path) = &args.texts {
+        let texts = read_lines(path, args.limit.map_or(usize::MAX, usize::from))?;
+        loads.push(Load { name: path.display().to_string(), length: None, texts });
+    }
+    if !args.lengths.is_empty() {
+        let words = Words::of(embedder)?;
+        for length in args.lengths.iter().map(|n| n.get()) {
+            let count = args.limit.map_or(MADE_TOKENS.div_ceil(length), usize::from);
+            let texts = words.texts(embedder, length, count)?;
+            loads.push(Load { name: format!("{length} tokens"), length: Some(length), texts });
         }
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
-        let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let text = std::str::from_utf8(text).map_err(|e| {
-            BenchError::Unfit(format!("{}:{}: not UTF-8: {e}", path.display(), texts.len() + 1))
-        })?;
-        texts.push(text.to_owned());
     }
-    if texts.is_empty() {
-        return Err(BenchError::Unfit(format!("{}: no texts in it", path.display())));
-    }
-    Ok(texts)
+    Ok(loads)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(bytes: &[u8], limit: usize) -> Result<Vec<String>, String> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        read_texts(file.path(), limit).map_err(|e| e.to_string())
+impl<'a> Measured<'a> {
+    fn new(load: &'a Load, args: &ThroughputArgs, embedder: &Embedder) -> Result<Self, BenchError> {
+        let texts = &load.texts;
+        let mut vectors = vec![0.0; texts.len() * embedder.dim()];
+        let mut counts = Vec::new();
+        let ids = args.ids.then(|| ids_of(embedder, texts)).transpose()?;
+        let mut pass = || -> Result<(), BenchError> {
+            match &ids {
+                Some((ids, offsets)) => embedder.embed_ids_into(ids, offsets, &mut vectors)?,
+                None => counts = embedder.embed_into(texts, &mut vectors)?,
+            }
+            Ok(())
+        };
+        for _ in 0..args.warmup {
+            pass()?;
+        }
+        let mut rounds = Vec::with_capacity(args.repeat.get());
+        for _ in 0..args.repeat.get() {
+            let (cpu, clock) = (cpu_seconds(), Instant::now());
+            pass()?;
+            let seconds = clock.elapsed().as_secs_f64();
+            rounds.push(Round { seconds, cpu_seconds: cpu.and_then(|start| Some(cpu_seconds()? - start)) });
+        }
+        let (used, truncated): (Vec<usize>, usize) = match &ids {
+            Some((_, offsets)) => (offsets.windows(2).map(|w| w[1] - w[0]).collect(), 0),
+            None => {
+                (counts.iter().map(|c| c.used).collect(), counts.iter().filter(|c| c.truncated()).count())
+            }
+        };
+        Ok(Self {
+            load,
+            tokens: used.iter().sum(),
+            truncated,
+            gflop: used.iter().map(|&n| embedder.model().flops(n)).sum::<f64>() / 1e9,
+            rounds,
+        })
     }
 
-    #[test]
-    fn texts_are_lines_with_or_without_a_last_newline() {
-        assert_eq!(read(b"a\r\n\nb c", 9).unwrap(), ["a", "", "b c"]);
-        assert_eq!(read(b"a\nb\n", 9).unwrap(), ["a", "b"]);
-        assert_eq!(read(b"a\nb\n", 1).unwrap(), ["a"]);
+    /// Rising.
+    fn seconds(&self) -> Vec<f64> {
+        sorted(self.rounds.iter().map(|round| round.seconds))
     }
 
-    #[test]
-    fn texts_reject_an_empty_file_a_missing_one_and_other_bytes() {
-        assert!(read(b"", 9).unwrap_err().ends_with("no texts in it"));
-        let error = read(b"a\n\xff\n", 9).unwrap_err();
-        assert!(error.contains(":2: not UTF-8"), "{error}");
-        // behind the limit nothing is read
-        assert_eq!(read(b"a\n\xff\n", 1).unwrap(), ["a"]);
-        let error = read_texts(Path::new("no/such/file"), 1).unwrap_err().to_string();
-        assert!(error.starts_with("no/such/file: "), "{error}");
+    fn median_cpu(&self) -> Option<f64> {
+        let cpus = sorted(self.rounds.iter().filter_map(|round| round.cpu_seconds));
+        (!cpus.is_empty()).then(|| median(&cpus))
+    }
+
+    fn describe(&self, table: &mut String) {
+        let (rows, seconds) = (self.load.texts.len() as f64, self.seconds());
+        let row = |name: &str, seconds: f64, cpu: Option<f64>| {
+            let cpu = cpu.map_or("-".into(), |cpu| format!("{cpu:.2}"));
+            format!(
+                "{name:>8} {seconds:>10.3} {cpu:>9} {:>10.1} {:>11.0} {:>9.1}\n",
+                rows / seconds,
+                self.tokens as f64 / seconds,
+                self.gflop / seconds
+            )
+        };
+        // a String takes every write
+        let _ = write!(
+            table,
+            "\n{}: {rows} texts, {} tokens (mean {:.1}), {} truncated\n\
+             {:>8} {:>10} {:>9} {:>10} {:>11} {:>9}\n",
+            self.load.name,
+            self.tokens,
+            self.tokens as f64 / rows,
+            self.truncated,
+            "round",
+            "seconds",
+            "CPU s",
+            "texts/s",
+            "tokens/s",
+            "GFLOP/s"
+        );
+        for (i, round) in self.rounds.iter().enumerate() {
+            *table += &row(&(i + 1).to_string(), round.seconds, round.cpu_seconds);
+        }
+        *table += &row("median", median(&seconds), self.median_cpu());
+        let _ = writeln!(
+            table,
+            "texts/s: {:.1} ({:.1} to {:.1})",
+            rows / median(&seconds),
+            rows / seconds[seconds.len() - 1],
+            rows / seconds[0]
+        );
+    }
+
+    fn json(&self) -> Value {
+        let (rows, seconds) = (self.load.texts.len(), self.seconds());
+        let speeds = |seconds: f64, cpu: Option<f64>| {
+            json!({
+                "seconds": seconds,
+                "cpu_seconds": cpu,
+                "texts_per_second": rows as f64 / seconds,
+                "tokens_per_second": self.tokens as f64 / seconds,
+                "gflop_per_second": self.gflop / seconds,
+            })
+        };
+        json!({
+            "texts": self.load.name,
+            "length": self.load.length,
+            "rows": rows,
+            "tokens": self.tokens,
+            "truncated_rows": self.truncated,
+            "gflop": self.gflop,
+            "rounds": self.rounds.iter().map(|r| speeds(r.seconds, r.cpu_seconds)).collect::<Vec<_>>(),
+            "median": speeds(median(&seconds), self.median_cpu()),
+            "min_texts_per_second": rows as f64 / seconds[seconds.len() - 1],
+            "max_texts_per_second": rows as f64 / seconds[0],
+        })
+    }
+}
+
+/// Tokens per second of the median, the slowest and the fastest round, against length.
+fn chart(measured: &[Measured], title: String) -> Chart {
+    let mut points: Vec<(f64, usize, Vec<f64>)> = measured
+        .iter()
+        .filter_map(|m| m.load.length.map(|length| ((length as f64).log2(), length, m)))
+        .map(|(x, length, m)| (x, length, m.seconds().iter().map(|s| m.tokens as f64 / s).collect()))
+        .collect();
+    points.sort_by_key(|p| p.1);
+    let line = |name: &str, of: fn(&[f64]) -> f64| Line {
+        name: name.into(),
+        points: points.iter().map(|(x, _, speeds)| (*x, of(speeds))).collect(),
+    };
+    Chart {
+        title,
+        x: "tokens of a text",
+        y: "tokens per second",
+        x_ticks: points.iter().map(|(x, length, _)| (*x, length.to_string())).collect(),
+        y_scale: Scale::Linear,
+        // by rising seconds: the first round is the fastest
+        lines: vec![
+            line("median round", median),
+            line("slowest round", |speeds| speeds[speeds.len() - 1]),
+            line("fastest round", |speeds| speeds[0]),
+        ],
     }
 }

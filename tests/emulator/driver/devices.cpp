@@ -149,7 +149,7 @@ API cuDeviceGetCount(int* count) {
 API cuDeviceGet(int* handle, int ordinal) { DEVICE(ordinal); *handle = ordinal; return SUCCESS; }
 API cuDeviceGetName(char* name, int bytes, int ordinal) {
   DEVICE(ordinal);
-  snprintf(name, (size_t)bytes, "Emulated GPU %d (sm_%d)", ordinal, device->architecture);
+  snprintf(name, (size_t)bytes, "Emulated GPU (sm_%d)", device->architecture);
   return SUCCESS;
 }
 API cuDeviceGetUuid_v2(unsigned char* uuid, int ordinal) {

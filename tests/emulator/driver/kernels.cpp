@@ -170,7 +170,8 @@ API cuOccupancyMaxPotentialClusterSize(int*, Function*, const void*) { return NO
 struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; bool dependent; std::vector<std::vector<uint8_t>> parameters; };
 
 static CUresult run(const Launch& l) {
-  trace("%s grid %u,%u,%u block %u shared %u", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared);
+  trace("%s grid %u,%u,%u block %u shared %u%s", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared,
+        l.dependent ? " early" : "");
   if (count_down(settings.fail_launch)) { say("BERTHIER_EMU_FAIL_LAUNCH: %s fails", l.function->kernel->name); return LAUNCH_FAILED; }
   if (count_down(settings.lose_device)) { say("BERTHIER_EMU_LOSE_DEVICE: device %d is lost", l.context->device->ordinal); return UNKNOWN; }
   const emu::Kernel& k = *l.function->kernel;

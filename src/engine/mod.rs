@@ -1,18 +1,28 @@
 //! Walks the rooms: texts → tokens → packed batches → backend → rows in the caller's order.
 
 use crate::backend::{self, Backend, BackendOptions, Capacity};
-use crate::batch::{PackedBatch, pack};
 use crate::error::{Error, Result};
-use crate::model::{self, ModelDesc, Norms};
+use crate::model::{self, ModelDesc, Norms, Weights};
 use crate::options::{Normalize, Options, Prompt};
 use crate::threads::Threads;
 use crate::tokenize::{Encoding, Tokenizer};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-/// Tokens of one batch for each thread: enough tiles of a few hundred tokens that no thread waits for long.
-const BATCH_TOKENS_PER_THREAD: usize = 4096;
-const MIN_BATCH_TOKENS: usize = 8192;
+mod devices;
+mod pool;
+mod run;
+mod stream;
+mod vectors;
+
+use devices::Opened;
+use run::{Crew, Ids};
+
+pub use devices::DeviceInfo;
+pub use stream::Stream;
+pub use vectors::{Embeddings, TokenCount};
+
 /// Batches' worth of text that is tokenised and sorted by length at a time.
 const WINDOW_BATCHES: usize = 4;
 /// English WordPiece has some 4.5 bytes to a token; only the size of a window hangs on this.
@@ -20,8 +30,9 @@ const BYTES_PER_TOKEN: usize = 4;
 
 /// A loaded model: texts in, vectors out. `Send + Sync`; a clone shares the model.
 ///
-/// Calls from several threads are safe; batches are computed one after another, each on all the threads that
-/// the embedder was given.
+/// Calls from several threads are safe. On the CPU batches are computed one after another, each on all the
+/// threads that the embedder was given; GPUs have a queue of batches that all calls share, and a thread each,
+/// which waits for the device and pulls from the queue.
 #[derive(Clone)]
 pub struct Embedder {
     shared: Arc<Shared>,
@@ -41,89 +52,9 @@ struct Shared {
     tokenizer: Tokenizer,
     threads: Threads,
     capacity: Capacity,
+    devices: Vec<DeviceInfo>,
     device_name: String,
-    device: Mutex<Device>,
-}
-
-/// The backend, and the buffers that go with one batch.
-struct Device {
-    backend: Box<dyn Backend>,
-    batch: PackedBatch,
-    vectors: Vec<f32>,
-}
-
-/// How many tokens a row has, and how many of them were computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenCount {
-    /// Tokens that went through the model, special tokens included.
-    pub used: usize,
-    /// Tokens of the whole text, special tokens included.
-    pub total: usize,
-}
-
-impl TokenCount {
-    /// Whether the text was longer than the limit and its end is not in the vector.
-    pub fn truncated(&self) -> bool {
-        self.used < self.total
-    }
-}
-
-/// Vectors of several texts in one buffer, `[len, dim]` row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Embeddings {
-    data: Vec<f32>,
-    dim: usize,
-    tokens: Vec<TokenCount>,
-}
-
-impl Embeddings {
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Floats of one row.
-    pub fn dim(&self) -> usize {
-        self.dim
-    }
-
-    /// The vector of text `i`.
-    ///
-    /// # Panics
-    /// If `i` is not below [`len`](Self::len).
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.dim..(i + 1) * self.dim]
-    }
-
-    /// The vectors in order.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.data.chunks_exact(self.dim)
-    }
-
-    /// All vectors end to end.
-    pub fn as_slice(&self) -> &[f32] {
-        &self.data
-    }
-
-    /// All vectors end to end, without a copy.
-    pub fn into_vec(self) -> Vec<f32> {
-        self.data
-    }
-
-    /// Token counts of each row.
-    pub fn tokens(&self) -> &[TokenCount] {
-        &self.tokens
-    }
-
-    /// The rows whose text was cut.
-    pub fn truncated(&self) -> impl Iterator<Item = usize> {
-        self.tokens.iter().enumerate().filter(|(_, t)| t.truncated()).map(|(i, _)| i)
-    }
+    crew: Crew,
 }
 
 impl Embedder {
@@ -133,6 +64,34 @@ impl Embedder {
     /// Every variant of [`Error`] that is about files, options and devices; nothing is substituted for what
     /// the model or the options ask for.
     pub fn load(options: Options) -> Result<Self> {
+        let choice = options.device.clone();
+        Self::load_on(options, |desc, weights, backend_options| {
+            devices::open(&choice, backend_options, backend::cuda_devices, |device, options| {
+                backend::open(device, desc, weights, options)
+            })
+        })
+    }
+
+    /// As [`load`](Self::load), with backends of the caller's own in place of the devices of the options: for tests of what
+    /// happens when devices are slow or fail.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and what `open` returns.
+    ///
+    /// # Panics
+    /// If `open` returns no backend.
+    #[doc(hidden)]
+    pub fn load_with(
+        options: Options,
+        open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Vec<Box<dyn Backend>>>,
+    ) -> Result<Self> {
+        Self::load_on(options, |desc, weights, options| Ok(Opened::given(open(desc, weights, options)?)))
+    }
+
+    fn load_on(
+        options: Options,
+        open: impl FnOnce(&ModelDesc, &Weights, &BackendOptions) -> Result<Opened>,
+    ) -> Result<Self> {
         let dir = model::locate::locate(&options.model, options.revision.as_deref())?;
         let model = model::open(&dir)?;
         let mut desc = model.desc;
@@ -164,17 +123,18 @@ impl Embedder {
         }
 
         let threads = Threads::new(options.threads)?;
-        let max_tokens = options
-            .batch_tokens
-            .map_or((BATCH_TOKENS_PER_THREAD * threads.count()).max(MIN_BATCH_TOKENS), |n| n.get());
         let backend_options = BackendOptions {
-            threads: threads.clone(),
-            // one sequence of any length that the model takes must fit
-            max_tokens: max_tokens.max(desc.longest_sequence()),
+            max_tokens: options.batch_tokens.map(NonZeroUsize::get),
             isa: options.isa,
+            precision: options.precision,
+            batch_invariant: options.batch_invariant,
+            ..BackendOptions::new(threads.clone())
         };
-        let backend = backend::open(options.device, &desc, &model.weights, &backend_options)?;
-        let capacity = backend.capacity();
+        let opened = open(&desc, &model.weights, &backend_options)?;
+        let capacity = opened.capacity();
+        let names: Vec<_> = opened.devices.iter().map(|d| d.name.clone()).collect();
+        let mut warnings = model.warnings;
+        warnings.extend(opened.warnings);
 
         let embedder = Self {
             prompt: String::new(),
@@ -185,12 +145,13 @@ impl Embedder {
             shared: Arc::new(Shared {
                 dir,
                 parameters: model.weights.parameters(),
-                warnings: model.warnings,
+                warnings,
                 tokenizer,
                 threads,
                 capacity,
-                device_name: backend.name(),
-                device: Mutex::new(Device { backend, batch: PackedBatch::default(), vectors: Vec::new() }),
+                device_name: names.join(", "),
+                devices: opened.devices,
+                crew: Crew::new(opened.backends)?,
                 desc,
             }),
         };
@@ -305,12 +266,17 @@ impl Embedder {
         &self.shared.warnings
     }
 
-    /// For people: `cpu avx512, 2 threads`.
+    /// The devices that compute; at least one.
+    pub fn devices(&self) -> &[DeviceInfo] {
+        &self.shared.devices
+    }
+
+    /// For people, all devices: `cpu avx512, 2 threads`.
     pub fn device_name(&self) -> &str {
         &self.shared.device_name
     }
 
-    /// The backend's limits and memory.
+    /// Limits and memory of all devices together: tokens of a batch are those that every device takes.
     pub fn capacity(&self) -> Capacity {
         self.shared.capacity
     }
@@ -318,6 +284,17 @@ impl Embedder {
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.shared.threads.count()
+    }
+
+    /// What each device that has failed so far said, with its name; the others have taken over its batches.
+    pub fn device_failures(&self) -> Vec<String> {
+        self.shared.crew.failures()
+    }
+
+    /// Calls of about [`window_bytes`](Self::window_bytes) at the same time, from as many threads, that keep the devices
+    /// busy: while one call waits for them, another has its texts tokenised. 1 where the host's own threads compute.
+    pub fn parallel_calls(&self) -> usize {
+        self.shared.crew.parallel_calls()
     }
 
     /// Bytes of text that keep the embedder busy in one call: enough for sorting by length to pay, small
@@ -357,23 +334,18 @@ impl Embedder {
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] with the text that the tokenizer refuses; [`Error::NonFinite`]
-    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right.
+    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right;
+    /// [`Error::DeviceLost`] if the last device failed: rows that were not finished hold NaN, all others are
+    /// right.
     pub fn embed_into<S: AsRef<str> + Sync>(&self, texts: &[S], out: &mut [f32]) -> Result<Vec<TokenCount>> {
-        let dim = self.dim();
-        check_buffer(out, texts.len(), dim)?;
+        check_buffer(out, texts.len(), self.dim())?;
         let mut counts = Vec::with_capacity(texts.len());
-        let mut non_finite = Vec::new();
-        let mut first = 0;
-        while first < texts.len() {
+        self.run(self.skip_tokens, out, |first| {
             let window = &texts[first..first + self.window_len(&texts[first..])];
             let encodings = self.tokenize(window).map_err(|e| e.with_first_row(first))?;
             counts.extend(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }));
-            let out = &mut out[first * dim..][..window.len() * dim];
-            let sequences = |i: usize| (&encodings[i].ids[..], &encodings[i].type_ids[..]);
-            self.run(window.len(), sequences, self.skip_tokens, out, first, &mut non_finite)?;
-            first += window.len();
-        }
-        finite(non_finite)?;
+            Ok(encodings)
+        })?;
         Ok(counts)
     }
 
@@ -397,8 +369,8 @@ impl Embedder {
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] if offsets do not rise, a sequence is empty or longer than the
-    /// model's positions, or an id is outside the vocabulary; [`Error::NonFinite`] as in
-    /// [`embed_into`](Self::embed_into).
+    /// model's positions, or an id is outside the vocabulary; [`Error::NonFinite`] and
+    /// [`Error::DeviceLost`] as in [`embed_into`](Self::embed_into).
     pub fn embed_ids_into(&self, ids: &[u32], offsets: &[usize], out: &mut [f32]) -> Result<()> {
         let desc = &self.shared.desc;
         let rows = offsets.len().saturating_sub(1);
@@ -420,10 +392,7 @@ impl Embedder {
             }
         }
         let zeros = vec![0; offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)];
-        let sequences = |i: usize| (&ids[offsets[i]..offsets[i + 1]], &zeros[..offsets[i + 1] - offsets[i]]);
-        let mut non_finite = Vec::new();
-        self.run(rows, sequences, 0, out, 0, &mut non_finite)?;
-        finite(non_finite)
+        self.run(0, out, |_| Ok(Ids { ids, offsets, zeros: &zeros }))
     }
 
     /// The vectors of a stream of texts, in order, a block at a time, in bounded memory.
@@ -444,13 +413,7 @@ impl Embedder {
         I: IntoIterator,
         I::Item: AsRef<str> + Sync,
     {
-        Stream {
-            embedder: self,
-            texts: texts.into_iter(),
-            block: Vec::new(),
-            rows: 0,
-            bytes: FIRST_BLOCK_BYTES,
-        }
+        Stream::new(self, texts.into_iter())
     }
 
     /// How many of the texts fill a window; at least one.
@@ -465,56 +428,6 @@ impl Embedder {
             })
             .unwrap_or(texts.len())
             .max(1)
-    }
-
-    /// Packs, computes and puts the vectors back in order. The pooling leaves out the first `skip_tokens`;
-    /// `first` is the caller's row of sequence 0.
-    fn run<'a>(
-        &self,
-        n: usize,
-        sequences: impl Fn(usize) -> (&'a [u32], &'a [u32]),
-        skip_tokens: usize,
-        out: &mut [f32],
-        first: usize,
-        non_finite: &mut Vec<usize>,
-    ) -> Result<()> {
-        let (dim, full) = (self.dim(), self.shared.desc.dim());
-        let seqlens: Vec<usize> = (0..n).map(|i| sequences(i).0.len()).collect();
-        let plan = pack(&seqlens, self.shared.capacity.max_tokens);
-        for range in plan.batches {
-            let rows = &plan.order[range];
-            // a poisoned lock only says that another caller's batch failed: every batch starts afresh
-            let mut device = self.shared.device.lock().unwrap_or_else(PoisonError::into_inner);
-            let Device { backend, batch: spare, vectors } = &mut *device;
-            let mut batch = std::mem::take(spare);
-            batch.clear();
-            batch.skip_tokens = skip_tokens;
-            batch.normalize = match self.normalize {
-                Normalize::Model => self.shared.desc.normalize,
-                Normalize::Always => dim == full,
-                Normalize::Never => false,
-            };
-            for &row in rows {
-                let (ids, type_ids) = sequences(row);
-                batch.push_at(row, ids, type_ids, self.shared.desc.positions.of(ids));
-            }
-            vectors.resize(rows.len() * full, 0.0);
-            backend.submit(batch)?;
-            *spare = backend.collect(vectors)?;
-
-            for (vector, &row) in vectors.chunks_exact(full).zip(rows) {
-                let place = &mut out[row * dim..][..dim];
-                place.copy_from_slice(&vector[..dim]);
-                if self.normalize == Normalize::Always && dim < full {
-                    l2_normalize(place);
-                }
-                if place.iter().any(|v| !v.is_finite()) {
-                    place.fill(f32::NAN);
-                    non_finite.push(first + row);
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -558,12 +471,6 @@ fn experiment(options: &Options, desc: &mut ModelDesc) -> Result<()> {
     Ok(())
 }
 
-/// x / max(‖x‖₂, 1e-12), with the sum in f64.
-fn l2_normalize(x: &mut [f32]) {
-    let norm = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt().max(1e-12);
-    x.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
-}
-
 /// What a text weighs in a window: even an empty one takes tokens and a vector.
 fn row_bytes(text: &str) -> usize {
     text.len() + 2 * BYTES_PER_TOKEN
@@ -572,48 +479,4 @@ fn row_bytes(text: &str) -> usize {
 fn check_buffer(out: &[f32], rows: usize, dim: usize) -> Result<()> {
     let needed = rows * dim;
     if out.len() == needed { Ok(()) } else { Err(Error::BufferSize { found: out.len(), needed }) }
-}
-
-fn finite(mut rows: Vec<usize>) -> Result<()> {
-    rows.sort_unstable();
-    if rows.is_empty() { Ok(()) } else { Err(Error::NonFinite { rows }) }
-}
-
-/// The first block of a stream: some 20 sentences.
-const FIRST_BLOCK_BYTES: usize = 2048;
-
-/// Blocks of vectors of a stream of texts; see [`Embedder::stream`].
-#[derive(Debug)]
-pub struct Stream<'e, I: Iterator> {
-    embedder: &'e Embedder,
-    texts: I,
-    block: Vec<I::Item>,
-    rows: usize,
-    bytes: usize,
-}
-
-impl<I> Iterator for Stream<'_, I>
-where
-    I: Iterator,
-    I::Item: AsRef<str> + Sync,
-{
-    type Item = Result<Embeddings>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.block.clear();
-        let mut bytes = 0;
-        while bytes < self.bytes
-            && let Some(text) = self.texts.next()
-        {
-            bytes += row_bytes(text.as_ref());
-            self.block.push(text);
-        }
-        if self.block.is_empty() {
-            return None;
-        }
-        self.bytes = (self.bytes * 2).min(self.embedder.window_bytes());
-        let first = self.rows;
-        self.rows += self.block.len();
-        Some(self.embedder.embed(&self.block).map_err(|e| e.with_first_row(first)))
-    }
 }

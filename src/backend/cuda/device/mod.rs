@@ -1,0 +1,259 @@
+//! The CUDA backend: one model on one GPU, through the driver.
+//!
+//! Weights are converted and copied once, buffers are sized once from the token budget. Two batches are in flight: while one
+//! computes, the next is staged and copied, and the vectors of the one before come back.
+
+use super::costs::EncoderShape;
+use super::tiles::{Element, TileTable};
+use crate::backend::{Backend, BackendOptions, Capacity, Precision};
+use crate::batch::PackedBatch;
+use crate::error::{Error, Result};
+use crate::model::{self, ModelDesc};
+use driver::Opened;
+use forward::Forward;
+use kernels::Kernels;
+use memory::Called;
+use ops::{Products, Queue};
+use slot::Slot;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use weights::{Weights, out_of_memory};
+use workspace::Workspace;
+
+mod driver;
+mod forward;
+mod kernels;
+mod memory;
+mod ops;
+mod slot;
+mod support;
+mod weights;
+mod workspace;
+
+pub(crate) use driver::devices;
+
+/// Batches that may be submitted and not collected.
+const IN_FLIGHT: usize = 2;
+/// Tokens of the batch that shows whether activations fit f16.
+const PROBE_TOKENS: usize = 32;
+
+/// Loads the model onto a GPU; the seam's `open` says what may go wrong.
+pub(crate) fn open(
+    ordinal: usize,
+    desc: &ModelDesc,
+    weights: &model::Weights,
+    options: &BackendOptions,
+) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(CudaBackend::new(ordinal, desc, weights, options)?))
+}
+
+/// One model on one GPU.
+struct CudaBackend {
+    desc: ModelDesc,
+    table: TileTable,
+    kernels: Kernels,
+    products: Products,
+    weights: Weights,
+    workspace: Workspace,
+    slots: Vec<Slot>,
+    /// Submitted and not collected, with their slots.
+    pending: VecDeque<(usize, PackedBatch)>,
+    next_slot: usize,
+    max_tokens: usize,
+    batch_invariant: bool,
+    /// Whether bf16 was taken because f16 would overflow.
+    fell_back: bool,
+    /// Last: the rest is freed while it lives.
+    device: Opened,
+}
+
+impl CudaBackend {
+    fn new(
+        ordinal: usize,
+        desc: &ModelDesc,
+        weights: &model::Weights,
+        options: &BackendOptions,
+    ) -> Result<Self> {
+        support::check(desc)?;
+        let precision = options.precision.choose("a GPU", &[Precision::Fp16, Precision::Bf16])?;
+        let new = |element| Self::with_element(Opened::new(ordinal)?, desc, weights, options, element);
+        if precision == Precision::Bf16 {
+            return new(Element::Bf16);
+        }
+        let mut backend = new(Element::F16)?;
+        if options.precision == Precision::Auto {
+            if backend.weights.overflow || !backend.is_finite()? {
+                drop(backend);
+                backend = new(Element::Bf16)?;
+                backend.fell_back = true;
+            }
+        } else if backend.weights.overflow {
+            let message = "fp16: weights of this model exceed 65504, which bf16 holds".into();
+            return Err(Error::InvalidOption { name: "precision", message });
+        }
+        Ok(backend)
+    }
+
+    fn with_element(
+        device: Opened,
+        desc: &ModelDesc,
+        weights: &model::Weights,
+        options: &BackendOptions,
+        element: Element,
+    ) -> Result<Self> {
+        let table = TileTable::new(device.gpu.clone(), element);
+        let kernels = Kernels::load(&device.context, &table).map_err(|e| device.failed(e))?;
+        let longest = desc.longest_sequence();
+        let weights = Weights::new(&device, desc, weights, element, workspace_bytes(desc, longest))?;
+        let shape = EncoderShape::of("", desc);
+        let chosen = || workspace::budget(&table, &shape, desc, options.batch_invariant);
+        let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.max(longest));
+        let (max_tokens, workspace, slots) = allocate(&device, desc, wanted, weights.bytes())?;
+        // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
+        device.context.synchronize().map_err(|e| device.failed(e))?;
+        Ok(Self {
+            desc: desc.clone(),
+            table,
+            kernels,
+            products: Products::new(shape, options.batch_invariant),
+            weights,
+            workspace,
+            slots,
+            pending: VecDeque::with_capacity(IN_FLIGHT),
+            next_slot: 0,
+            max_tokens,
+            batch_invariant: options.batch_invariant,
+            fell_back: false,
+            device,
+        })
+    }
+
+    /// Whether a sequence of ids from all over the vocabulary has a finite vector.
+    fn is_finite(&mut self) -> Result<bool> {
+        let tokens = PROBE_TOKENS.min(self.desc.longest_sequence());
+        let ids: Vec<u32> = (0..tokens).map(|i| (i * self.desc.vocab_size / tokens) as u32).collect();
+        let mut batch = PackedBatch::default();
+        batch.push_at(0, &ids, &vec![0; tokens], self.desc.positions.of(&ids));
+        let mut vector = vec![0.0; self.desc.dim()];
+        self.submit(batch)?;
+        self.collect(&mut vector)?;
+        Ok(vector.iter().all(|v| v.is_finite()))
+    }
+
+    /// Stages, copies, computes and copies back, without waiting.
+    fn enqueue(&mut self, slot: usize, batch: &PackedBatch) -> Called<()> {
+        let device = &self.device;
+        device.context.bind_to_thread()?;
+        let slot = &mut self.slots[slot];
+        let inputs = slot.upload(device, &self.table, &self.desc, batch)?;
+        let queue = Queue {
+            stream: &device.compute,
+            kernels: &self.kernels,
+            table: &self.table,
+            products: &self.products,
+            partials: self.workspace.partials.all(),
+            follows_kernel: Cell::new(false),
+        };
+        let forward = Forward {
+            queue: &queue,
+            desc: &self.desc,
+            model: &self.weights.model,
+            workspace: &self.workspace,
+            inputs: &inputs,
+        };
+        forward.run(slot.vectors.all(), batch.normalize)?;
+        slot.download(device, batch.len() * self.desc.dim())
+    }
+}
+
+/// Workspace and slots for so many tokens, or for half as many where there is no memory for that, and so on down to one
+/// sequence of the model's length.
+fn allocate(
+    device: &Opened,
+    desc: &ModelDesc,
+    wanted: usize,
+    weight_bytes: usize,
+) -> Result<(usize, Workspace, Vec<Slot>)> {
+    let least = desc.longest_sequence();
+    let mut tokens = wanted.max(least);
+    loop {
+        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, tokens, desc.dim())).collect::<Called<_>>();
+        let both = Workspace::new(device, desc, tokens).and_then(|workspace| Ok((workspace, slots()?)));
+        match both {
+            Ok((workspace, slots)) => return Ok((tokens, workspace, slots)),
+            Err(e) if driver::is_out_of_memory(e) && tokens > least => tokens = (tokens / 2).max(least),
+            Err(e) => {
+                let needed = weight_bytes + workspace_bytes(desc, tokens);
+                return Err(out_of_memory(device, e, needed, weight_bytes));
+            }
+        }
+    }
+}
+
+/// What [`allocate`] takes on the device.
+fn workspace_bytes(desc: &ModelDesc, tokens: usize) -> usize {
+    Workspace::bytes(desc, tokens) + IN_FLIGHT * Slot::bytes(tokens, desc.dim())
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> String {
+        let why = if self.fell_back { " (fp16 would overflow)" } else { "" };
+        format!("{}, {}{why}", self.device.name, self.precision())
+    }
+
+    fn kind(&self) -> String {
+        let gpu = &self.device.gpu;
+        let (major, minor) = gpu.compute_capability;
+        let element = self.table.element();
+        if self.batch_invariant {
+            // every tile gives the same bits
+            format!("cuda sm_{major}{minor} {element} batch-invariant")
+        } else {
+            format!("cuda sm_{major}{minor} {element}, {} with {} multiprocessors", gpu.name, gpu.sm_count)
+        }
+    }
+
+    fn precision(&self) -> Precision {
+        match self.table.element() {
+            Element::F16 => Precision::Fp16,
+            Element::Bf16 => Precision::Bf16,
+        }
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            max_tokens: self.max_tokens,
+            in_flight: IN_FLIGHT,
+            weight_bytes: self.weights.bytes(),
+            workspace_bytes: workspace_bytes(&self.desc, self.max_tokens),
+        }
+    }
+
+    fn submit(&mut self, batch: PackedBatch) -> Result<()> {
+        assert!(self.pending.len() < IN_FLIGHT, "at most {IN_FLIGHT} batches in flight");
+        assert!(batch.total_tokens() <= self.max_tokens, "a batch of {} tokens", batch.total_tokens());
+        let slot = self.next_slot;
+        self.next_slot = (slot + 1) % IN_FLIGHT;
+        if !batch.is_empty() {
+            self.enqueue(slot, &batch).map_err(|e| self.device.failed(e))?;
+        }
+        self.pending.push_back((slot, batch));
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
+        let (slot, batch) = self.pending.pop_front().expect("a batch was submitted");
+        assert_eq!(out.len(), batch.len() * self.desc.dim(), "one vector per sequence");
+        if !batch.is_empty() {
+            self.slots[slot].collect(out).map_err(|e| self.device.failed(e))?;
+            slot::maximum_of_none(&self.desc, &batch, out);
+        }
+        Ok(batch)
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        self.device.settle();
+    }
+}

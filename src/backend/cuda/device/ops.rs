@@ -1,0 +1,397 @@
+//! Each kernel as a call: lengths are checked, the launch is the one that the tables choose.
+//!
+//! Knows one operation at a time, and nothing of their order.
+#![allow(unsafe_code, reason = "launches, each behind the checks of its lengths")]
+
+use super::super::costs::EncoderShape;
+use super::super::tiles::{EpilogueKind, Gemm, GemmLaunch, RowLaunch, SPLITK_REDUCE, TileTable};
+use super::super::work_list::{AttentionLaunch, Entry};
+use super::kernels::{Argument, Epilogue, Kernels};
+use super::memory::{Called, Slice};
+use super::weights::{Linear, Norm};
+use cudarc::driver::CudaStream;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+/// `RowNormKind` of `kernels/rows.cuh`.
+const LAYERNORM: i32 = 1;
+/// Products whose launches are remembered; a service sees as many batch sizes.
+const MOST_REMEMBERED: usize = 4096;
+
+/// A stream, and what launches into it depend on.
+pub(super) struct Queue<'a> {
+    pub(super) stream: &'a CudaStream,
+    pub(super) kernels: &'a Kernels,
+    pub(super) table: &'a TileTable,
+    pub(super) products: &'a Products,
+    /// Partial sums of split products.
+    pub(super) partials: Slice<f32>,
+    /// Whether the last thing in the stream is a kernel; not at first, when the stream waits for a copy.
+    pub(super) follows_kernel: Cell<bool>,
+}
+
+/// How products are launched: chosen once for each shape.
+pub(super) struct Products {
+    shape: EncoderShape,
+    batch_invariant: bool,
+    chosen: RefCell<HashMap<(usize, usize, usize, bool, bool), GemmLaunch>>,
+}
+
+impl Products {
+    pub(super) fn new(shape: EncoderShape, batch_invariant: bool) -> Self {
+        Self { shape, batch_invariant, chosen: RefCell::default() }
+    }
+
+    /// Of the table's choices, one whose partial sums fit.
+    fn launch(
+        &self,
+        table: &TileTable,
+        [m, n, k]: [usize; 3],
+        epilogue: EpilogueKind,
+        partials: usize,
+    ) -> GemmLaunch {
+        let key = (m, n, k, epilogue.activation, epilogue.residual);
+        let mut chosen = self.chosen.borrow_mut();
+        if chosen.len() >= MOST_REMEMBERED {
+            chosen.clear();
+        }
+        *chosen.entry(key).or_insert_with(|| {
+            let gemm = Gemm {
+                m,
+                n,
+                k,
+                epilogue,
+                weights_in_l2: self.shape.weights_in_l2(table.gpu(), m),
+                batch_invariant: self.batch_invariant,
+            };
+            let launch = table.gemm(&gemm);
+            match launch.reduce {
+                Some(reduce) if reduce.partials > partials => {
+                    table.gemm(&Gemm { batch_invariant: true, ..gemm })
+                }
+                _ => launch,
+            }
+        })
+    }
+}
+
+/// What follows a product.
+#[derive(Clone, Copy)]
+pub(super) struct After {
+    /// As `support::activation` numbers it; 0: none.
+    pub(super) activation: i32,
+    pub(super) gated: bool,
+    /// `[m, n]`, or none
+    pub(super) residual: Slice<u16>,
+}
+
+impl After {
+    pub(super) const NOTHING: Self = Self { activation: 0, gated: false, residual: Slice::NONE };
+
+    pub(super) fn adding(residual: Slice<u16>) -> Self {
+        Self { residual, ..Self::NOTHING }
+    }
+}
+
+/// The tokens of a batch on the device.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens {
+    /// `[total_tokens]` each
+    pub(super) ids: Slice<i32>,
+    pub(super) positions: Slice<i32>,
+    pub(super) type_ids: Slice<i32>,
+    /// `[batch + 1]`
+    pub(super) cu_seqlens: Slice<i32>,
+}
+
+/// What is pooled, and where it goes.
+pub(super) struct Pool {
+    /// As `support::pooling` numbers it.
+    pub(super) mode: i32,
+    pub(super) normalize: bool,
+    /// `[batch]`, or none
+    pub(super) left_out: Slice<i32>,
+    /// Columns of the output, and the first of them that is written.
+    pub(super) stride: usize,
+    pub(super) column: usize,
+}
+
+/// Vectors, f32 at the end or 16 bits if modules follow.
+pub(super) enum Vectors {
+    F32(Slice<f32>),
+    Half(Slice<u16>),
+}
+
+fn holds<T>(what: &str, slice: Slice<T>, len: usize) {
+    assert!(slice.len() >= len, "{what}: {} elements, {len} needed", slice.len());
+}
+
+/// None, or as long.
+fn may_hold<T>(what: &str, slice: Slice<T>, len: usize) {
+    assert!(slice.is_none() || slice.len() >= len, "{what}: {} elements, {len} needed", slice.len());
+}
+
+impl Queue<'_> {
+    /// # Safety
+    /// As [`Kernels::launch`].
+    unsafe fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 2],
+        dynamic_shared: usize,
+        arguments: &[Argument],
+    ) -> Called<()> {
+        let follows_kernel = self.follows_kernel.replace(true);
+        // SAFETY: the caller's promise
+        unsafe { self.kernels.launch(self.stream, follows_kernel, name, grid, dynamic_shared, arguments) }
+    }
+
+    /// Three tables' rows, added and normalised. `out` `[total_tokens, width]`
+    pub(super) fn embed(
+        &self,
+        [word, position, token_type]: [Slice<u16>; 3],
+        tokens: &Tokens,
+        norm: &Norm,
+        eps: f32,
+        out: Slice<u16>,
+        [rows, width]: [usize; 2],
+    ) -> Called<()> {
+        let launch = self.row_kernel("embed_layernorm", rows, width, 8 * width);
+        for ids in [tokens.ids, tokens.positions, tokens.type_ids] {
+            holds("ids", ids, rows);
+        }
+        holds("embeddings", out, rows * width);
+        check_norm(norm, width);
+        // SAFETY: lengths are checked above; ids, types and positions are inside their tables, which is the seam's promise
+        unsafe {
+            self.launch(
+                &launch.name,
+                launch.grid,
+                launch.dynamic_shared,
+                &[
+                    word.into(),
+                    position.into(),
+                    token_type.into(),
+                    tokens.ids.into(),
+                    tokens.positions.into(),
+                    tokens.type_ids.into(),
+                    norm.gamma.into(),
+                    norm.beta.into(),
+                    out.into(),
+                    rows.into(),
+                    width.into(),
+                    Argument::Float(eps),
+                    Argument::Int(LAYERNORM),
+                ],
+            )
+        }
+    }
+
+    /// Layernorm of each row. `x`, `out` `[rows, width]`
+    pub(super) fn layernorm(
+        &self,
+        x: Slice<u16>,
+        norm: &Norm,
+        eps: f32,
+        out: Slice<u16>,
+        [rows, width]: [usize; 2],
+    ) -> Called<()> {
+        let launch = self.row_kernel("residual_layernorm", rows, width, 4 * width);
+        holds("rows", x, rows * width);
+        holds("normalised rows", out, rows * width);
+        check_norm(norm, width);
+        // SAFETY: lengths are checked above
+        unsafe {
+            self.launch(
+                &launch.name,
+                launch.grid,
+                launch.dynamic_shared,
+                &[
+                    x.into(),
+                    Slice::<u16>::NONE.into(),
+                    norm.gamma.into(),
+                    norm.beta.into(),
+                    out.into(),
+                    rows.into(),
+                    width.into(),
+                    Argument::Float(eps),
+                    Argument::Int(LAYERNORM),
+                ],
+            )
+        }
+    }
+
+    fn row_kernel(&self, op: &str, rows: usize, width: usize, row_bytes: usize) -> RowLaunch {
+        self.table.row_kernel(op, rows, width, row_bytes).expect("`support` refused wider rows")
+    }
+
+    /// x Wᵀ + b and what follows. `x` `[m, k]`, `out` `[m, n]`, gated `[m, n / 2]`
+    pub(super) fn product(
+        &self,
+        x: Slice<u16>,
+        linear: &Linear,
+        after: After,
+        out: Slice<u16>,
+        m: usize,
+    ) -> Called<()> {
+        let (n, k) = (linear.n, linear.k);
+        let kind = EpilogueKind {
+            activation: ![0, 4].contains(&after.activation), // none, and ReLU
+            residual: !after.residual.is_none(),
+            ..EpilogueKind::default()
+        };
+        let launch = self.products.launch(self.table, [m, n, k], kind, self.partials.len());
+        assert!(
+            n.is_multiple_of(if after.gated { 16 } else { 8 }) && k.is_multiple_of(8),
+            "a product of [{n}, {k}]"
+        );
+        assert!(!after.gated || after.residual.is_none(), "a gated product adds no residual");
+        holds("input of a product", x, m * k);
+        holds("weights", linear.weight, n * k);
+        holds("result of a product", out, m * if after.gated { n / 2 } else { n });
+        may_hold("bias", linear.bias, n);
+        may_hold("residual", after.residual, m * n);
+        let epilogue = Argument::Epilogue(Epilogue {
+            bias: linear.bias.address(),
+            residual: after.residual.address(),
+            row_stats: 0,
+            norm_stats: 0,
+            norm_scale: 0,
+            norm_shift: 0,
+            norm_eps: 0.0,
+            norm_columns: 0,
+            norm_target: 0,
+            activation: after.activation,
+            gated: i32::from(after.gated),
+            reserved: 0,
+        });
+        let partials = match launch.reduce {
+            Some(reduce) => {
+                holds("partial sums", self.partials, reduce.partials);
+                self.partials
+            }
+            None => Slice::NONE,
+        };
+        let arguments = [
+            x.into(),
+            linear.weight.into(),
+            out.into(),
+            partials.into(),
+            m.into(),
+            n.into(),
+            k.into(),
+            epilogue,
+        ];
+        let tile = launch.tile;
+        // SAFETY: lengths are checked above, those of split products too
+        unsafe { self.launch(tile.name, launch.grid, tile.dynamic_shared, &arguments) }?;
+        let Some(reduce) = launch.reduce else { return Ok(()) };
+        let splits = launch.grid[1];
+        let arguments = [partials.into(), out.into(), m.into(), n.into(), splits.into(), epilogue];
+        // SAFETY: as above
+        unsafe { self.launch(SPLITK_REDUCE, [reduce.grid, 1], 0, &arguments) }
+    }
+
+    /// One path's sequences. `qkv` `[total_tokens, 3 * hidden]`, `out` `[total_tokens, hidden]`
+    pub(super) fn attention(
+        &self,
+        launch: &AttentionLaunch,
+        entries: Slice<Entry>,
+        qkv: Slice<u16>,
+        out: Slice<u16>,
+        [total_tokens, heads]: [usize; 2],
+        (bias, bias_radius): (Slice<f32>, usize),
+        window: usize,
+    ) -> Called<()> {
+        let hidden = heads * launch.tile.head_dim;
+        holds("work list", entries, launch.entries.len());
+        holds("queries, keys and values", qkv, total_tokens * 3 * hidden);
+        holds("attention", out, total_tokens * hidden);
+        may_hold("attention bias", bias, heads * (2 * bias_radius + 1));
+        let arguments = [
+            qkv.into(),
+            out.into(),
+            entries.into(),
+            heads.into(),
+            bias.into(),
+            bias_radius.into(),
+            window.into(),
+        ];
+        let tile = launch.tile;
+        // SAFETY: lengths are checked above; the entries were made of the batch's sequences, which are within total_tokens
+        unsafe { self.launch(tile.name, [launch.grid, 1], tile.dynamic_shared, &arguments) }
+    }
+
+    /// Token vectors to vectors. `x` `[total_tokens, hidden]`, `out` `[batch, stride]`
+    pub(super) fn pool(
+        &self,
+        pool: &Pool,
+        x: Slice<u16>,
+        cu_seqlens: Slice<i32>,
+        out: &Vectors,
+        [batch, total_tokens, hidden]: [usize; 3],
+    ) -> Called<()> {
+        let launch = self
+            .table
+            .pool(batch, total_tokens, hidden, pool.normalize)
+            .expect("`forward` asks for fewer columns");
+        holds("token vectors", x, total_tokens * hidden);
+        holds("cu_seqlens", cu_seqlens, batch + 1);
+        may_hold("left out tokens", pool.left_out, batch);
+        assert!(pool.column + hidden <= pool.stride, "columns of a pooled vector");
+        let (out, half) = match out {
+            Vectors::F32(out) => {
+                holds("vectors", *out, batch * pool.stride);
+                (Argument::from(*out), false)
+            }
+            Vectors::Half(out) => {
+                holds("vectors", *out, batch * pool.stride);
+                (Argument::from(*out), true)
+            }
+        };
+        // SAFETY: lengths are checked above; sequences are within total_tokens
+        unsafe {
+            self.launch(
+                &launch.name,
+                launch.grid,
+                launch.dynamic_shared,
+                &[
+                    x.into(),
+                    cu_seqlens.into(),
+                    pool.left_out.into(),
+                    out,
+                    Slice::<i32>::NONE.into(),
+                    hidden.into(),
+                    (launch.dynamic_shared / 16).into(),
+                    Argument::Int(pool.mode),
+                    pool.normalize.into(),
+                    half.into(),
+                    pool.stride.into(),
+                    pool.column.into(),
+                ],
+            )
+        }
+    }
+
+    /// Vectors to length 1, in place. `[rows, width]`
+    pub(super) fn l2_normalize(&self, vectors: Slice<f32>, [rows, width]: [usize; 2]) -> Called<()> {
+        holds("vectors", vectors, rows * width);
+        let arguments = [
+            vectors.into(),
+            vectors.into(),
+            Slice::<i32>::NONE.into(),
+            rows.into(),
+            width.into(),
+            width.into(),
+            width.into(),
+            false.into(),
+        ];
+        // SAFETY: the length is checked above; a row is read and written by one warp
+        unsafe { self.launch("l2_normalize", [rows.div_ceil(4), 1], 0, &arguments) }
+    }
+}
+
+fn check_norm(norm: &Norm, width: usize) {
+    holds("gamma", norm.gamma, width);
+    may_hold("beta", norm.beta, width);
+}

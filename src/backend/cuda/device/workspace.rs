@@ -1,0 +1,103 @@
+//! What a batch needs on the device beside the weights, sized once for a number of tokens.
+
+use super::super::costs::{Choices, EncoderShape, whole_waves};
+use super::super::tiles::TileTable;
+use super::driver::Opened;
+use super::memory::{Called, Memory, Slice};
+use super::ops::Vectors;
+use crate::model::ModelDesc;
+
+/// Floats of the partial sums of split products. Splits are for some ten rows: 64 rows of 4,096 columns in 16 parts.
+const PARTIALS: usize = 4 << 20;
+/// The length of the sequences that the budget is chosen for: natural text is about that long.
+const USUAL_SEQUENCE: usize = 128;
+/// Tokens of a batch where no shape is predicted.
+const DEFAULT_TOKENS: usize = 8192;
+
+/// Arrays of activations. All batches share them: they are computed one after another.
+pub(super) struct Workspace {
+    /// The residual stream. `[tokens, hidden]`
+    pub(super) x: Memory,
+    /// A sum before its norm. `[tokens, hidden]`
+    pub(super) y: Memory,
+    /// Attention, then the stream between a layer's halves. `[tokens, hidden]`
+    pub(super) z: Memory,
+    /// Queries, keys and values, then the feed-forward's inner layer; first of all narrow embeddings.
+    pub(super) wide: Memory,
+    pub(super) partials: Memory,
+    /// What modules read and write. `[tokens, widest]` each; none without modules
+    pub(super) modules: Vec<Memory>,
+    /// 0, 1, 2, …: as many sequences of one token. `[tokens + 1]`, with modules
+    pub(super) ones: Option<Memory>,
+}
+
+/// Elements of 16 bits that a token takes in [`Workspace::wide`].
+fn wide_columns(desc: &ModelDesc) -> usize {
+    (3 * desc.hidden_size).max(desc.intermediate_size).max(desc.embedding_width())
+}
+
+/// Columns of the widest vector on the way through the modules.
+fn widest_vector(desc: &ModelDesc) -> usize {
+    let mut width = desc.pooled_dim();
+    desc.modules.iter().fold(width, |widest, module| {
+        width = module.width(width);
+        widest.max(width)
+    })
+}
+
+impl Workspace {
+    pub(super) fn new(device: &Opened, desc: &ModelDesc, tokens: usize) -> Called<Self> {
+        let bytes = |columns: usize| 2 * tokens * columns;
+        let memory = |bytes: usize| Memory::new(&device.context, bytes);
+        let h = desc.hidden_size;
+        let (mut modules, mut ones) = (Vec::new(), None);
+        if !desc.modules.is_empty() {
+            for _ in 0..3 {
+                modules.push(memory(bytes(widest_vector(desc)))?);
+            }
+            let counting: Vec<i32> = (0..=tokens).map(|i| i as i32).collect();
+            let memory = memory(4 * counting.len())?;
+            memory.write(0, &counting)?;
+            ones = Some(memory);
+        }
+        Ok(Self {
+            x: memory(bytes(h))?,
+            y: memory(bytes(h))?,
+            z: memory(bytes(h))?,
+            wide: memory(bytes(wide_columns(desc)))?,
+            partials: memory(4 * PARTIALS)?,
+            modules,
+            ones,
+        })
+    }
+
+    /// What [`new`](Self::new) allocates.
+    pub(super) fn bytes(desc: &ModelDesc, tokens: usize) -> usize {
+        let modules =
+            if desc.modules.is_empty() { 0 } else { 3 * 2 * widest_vector(desc) * tokens + 4 * (tokens + 1) };
+        2 * tokens * (3 * desc.hidden_size + wide_columns(desc)) + 4 * PARTIALS + modules
+    }
+
+    /// The vectors that modules read, write and may add.
+    pub(super) fn module_vectors(&self, i: usize) -> Slice<u16> {
+        self.modules[i].all()
+    }
+
+    pub(super) fn half_vectors(&self, i: usize) -> Vectors {
+        Vectors::Half(self.module_vectors(i))
+    }
+}
+
+/// Tokens of a batch that fill the GPU's waves best, at least one sequence of the model's length.
+pub(super) fn budget(
+    table: &TileTable,
+    shape: &EncoderShape,
+    desc: &ModelDesc,
+    batch_invariant: bool,
+) -> usize {
+    let choices = Choices { batch_invariant, folded_layernorm: false };
+    let seqlen = USUAL_SEQUENCE.min(desc.longest_sequence());
+    let best =
+        whole_waves(table, shape, seqlen, choices).map_or(DEFAULT_TOKENS, |network| network.total_tokens());
+    best.max(desc.longest_sequence())
+}

@@ -1,0 +1,301 @@
+//! Small random models of every kind that the kernels compute, against the reference backend; and bits.
+
+use crate::stand_in::on_stand_in;
+use berthier::Threads;
+use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
+use berthier::batch::PackedBatch;
+use berthier::model::{
+    Activation, AttentionBias, AttentionSpan, Dense, FeedForward, LayerGroups, LayerWeights, ModelDesc,
+    Module, Pooling, Positions, Weights,
+};
+use std::num::NonZeroUsize;
+
+/// Of fp16, and of bf16 in its place: eight times as coarse.
+const TOLERANCE: f32 = 4e-3;
+const BF16_TOLERANCE: f32 = 8.0 * TOLERANCE;
+/// Kernels of a batch of [`desc`] whose sequences are all short: embedding, two layers of seven, pooling.
+pub(crate) const LAUNCHES: usize = 1 + 2 * 7 + 1;
+
+/// Two layers of width 64, two heads of 32.
+pub(crate) fn desc() -> ModelDesc {
+    ModelDesc {
+        vocab_size: 101,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 96,
+        max_position_embeddings: 160,
+        max_seq_length: 160,
+        ..ModelDesc::default()
+    }
+}
+
+/// Sequences of the given lengths with ids and types that depend on the row only.
+pub(crate) fn sequences(seqlens: &[usize], desc: &ModelDesc) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let id = |row: usize, t: usize| ((row * 131 + t * 37 + t * t * 11 + 3) % desc.vocab_size) as u32;
+    let of = |(row, &n): (usize, &usize)| {
+        let types = (0..n).map(|t| u32::from(desc.type_vocab_size > 1 && t > n / 2)).collect();
+        ((0..n).map(|t| id(row, t)).collect(), types)
+    };
+    seqlens.iter().enumerate().map(of).collect()
+}
+
+pub(crate) fn batch(rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -> PackedBatch {
+    let mut batch = PackedBatch::default();
+    for &row in rows {
+        batch.push(row, &seqs[row].0, &seqs[row].1);
+    }
+    batch
+}
+
+pub(crate) fn run(backend: &mut dyn Backend, batch: PackedBatch, dim: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; batch.len() * dim];
+    backend.submit(batch).unwrap();
+    backend.collect(&mut out).unwrap();
+    out
+}
+
+fn backend(
+    device: Device,
+    desc: &ModelDesc,
+    precision: Precision,
+    batch_invariant: bool,
+) -> Box<dyn Backend> {
+    let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
+    let options =
+        BackendOptions { precision, batch_invariant, max_tokens: Some(512), ..BackendOptions::new(threads) };
+    open(device, desc, &Weights::random(desc, 7), &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
+}
+
+/// Vectors of a backend that has `Weights::random(desc, 7)`, within `tolerance` times the largest component.
+pub(crate) fn matches_reference(desc: &ModelDesc, cuda: &mut dyn Backend, seqlens: &[usize], tolerance: f32) {
+    let seqs = sequences(seqlens, desc);
+    let rows: Vec<usize> = (0..seqs.len()).collect();
+    compare(desc, cuda, &|| positioned(desc, &rows, &seqs), tolerance);
+}
+
+fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -> PackedBatch {
+    let mut batch = PackedBatch::default();
+    for &row in rows {
+        batch.push_at(row, &seqs[row].0, &seqs[row].1, desc.positions.of(&seqs[row].0));
+    }
+    batch
+}
+
+fn compare(desc: &ModelDesc, cuda: &mut dyn Backend, batch: &dyn Fn() -> PackedBatch, tolerance: f32) {
+    let mut reference = backend(Device::Reference, desc, Precision::Auto, false);
+    for normalize in [false, true] {
+        let make = || PackedBatch { normalize, ..batch() };
+        let want = run(&mut *reference, make(), desc.dim());
+        let got = run(cuda, make(), desc.dim());
+        let largest = want.iter().filter(|v| v.is_finite()).fold(0f32, |a, v| a.max(v.abs()));
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            let close = (g - w).abs() <= tolerance * largest || (!w.is_finite() && !g.is_finite());
+            assert!(
+                close,
+                "component {} of row {}: {g}, reference {w}\n{desc:?}",
+                i % desc.dim(),
+                i / desc.dim()
+            );
+        }
+    }
+}
+
+/// Both precisions against the reference, at lengths on both sides of the attention's borders.
+fn check(desc: &ModelDesc) {
+    for (precision, tolerance) in [(Precision::Fp16, TOLERANCE), (Precision::Bf16, BF16_TOLERANCE)] {
+        let mut cuda = backend(Device::Cuda(0), desc, precision, false);
+        assert_eq!(cuda.precision(), precision);
+        matches_reference(desc, &mut *cuda, &[1, 16, 17, 64, 65, 130, 2], tolerance);
+    }
+}
+
+#[test]
+fn head_sizes_match_reference() {
+    on_stand_in("models::head_sizes_match_reference", &[], || {
+        for (hidden_size, num_attention_heads) in [(64, 2), (96, 3), (64, 1), (128, 1), (256, 2)] {
+            check(&ModelDesc { hidden_size, num_attention_heads, num_hidden_layers: 1, ..desc() });
+        }
+    });
+}
+
+#[test]
+fn poolings_match_reference() {
+    let all = [
+        Pooling::Cls,
+        Pooling::Max,
+        Pooling::Mean,
+        Pooling::MeanSqrtLen,
+        Pooling::WeightedMean,
+        Pooling::LastToken,
+    ];
+    on_stand_in("models::poolings_match_reference", &[], || {
+        for pooling in all.map(|p| vec![p]).into_iter().chain([all.to_vec()]) {
+            let desc = ModelDesc { pooling, num_hidden_layers: 1, ..desc() };
+            let mut cuda = backend(Device::Cuda(0), &desc, Precision::Fp16, false);
+            // with a prompt that is not pooled: longer than some of them, and than none
+            for skip_tokens in [0, 1, 3] {
+                let seqs = sequences(&[2, 9, 70, 3], &desc);
+                let make = || PackedBatch { skip_tokens, ..batch(&[0, 1, 2, 3], &seqs) };
+                compare(&desc, &mut *cuda, &make, TOLERANCE);
+            }
+        }
+    });
+}
+
+#[test]
+fn architectures_match_reference() {
+    on_stand_in("models::architectures_match_reference", &[], || {
+        let base = desc();
+        for activation in [Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::Silu] {
+            check(&ModelDesc { hidden_act: activation, num_hidden_layers: 1, ..base.clone() });
+        }
+        // MPNet, RoBERTa, ALBERT, DistilBERT, JinaBERT, and what no family has by itself
+        let pad = Positions::AfterPadding { pad: 1 };
+        let bias = AttentionBias::RelativeBuckets;
+        let groups = LayerWeights::Shared(LayerGroups { groups: 1, inner: 2 });
+        let span = AttentionSpan::Mixed { reach: 9, local: vec![true, false] };
+        for desc in [
+            ModelDesc { positions: pad, attention_bias: bias, type_vocab_size: 0, ..base.clone() },
+            ModelDesc { embedding_size: Some(24), layer_weights: groups, ..base.clone() },
+            ModelDesc { attention_span: span, ..base.clone() },
+            ModelDesc { attention_bias: AttentionBias::Alibi, positions: Positions::None, ..base.clone() },
+            ModelDesc { feed_forward: FeedForward::Gated, ..base.clone() },
+            ModelDesc { feed_forward: FeedForward::Gated, hidden_act: Activation::Silu, ..base.clone() },
+        ] {
+            check(&desc);
+        }
+    });
+}
+
+#[test]
+fn modules_match_reference() {
+    let dense = |out_features: usize, activation: Option<Activation>, use_residual: bool| {
+        Module::Dense(Dense { out_features, bias: !use_residual, activation, use_residual })
+    };
+    on_stand_in("models::modules_match_reference", &[], || {
+        for modules in [
+            vec![dense(40, Some(Activation::Tanh), false)],
+            vec![Module::Normalize, dense(64, None, true), Module::LayerNorm],
+            vec![Module::LayerNorm, dense(2056, Some(Activation::Gelu), true), dense(16, None, true)],
+            vec![dense(2056, None, false)],
+        ] {
+            check(&ModelDesc { modules, num_hidden_layers: 1, ..desc() });
+        }
+        let pooling = vec![Pooling::Mean, Pooling::Max];
+        check(&ModelDesc { pooling, modules: vec![dense(24, None, false)], num_hidden_layers: 1, ..desc() });
+    });
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Batch-invariant: a row alone, in a batch, at another place, on another device and in another order of the emulator.
+#[test]
+fn batch_invariant_bits_do_not_depend_on_the_batch() {
+    let name = "models::batch_invariant_bits_do_not_depend_on_the_batch";
+    let switches = [("BERTHIER_EMU_DEVICES", "2"), ("BERTHIER_EMU_ORDER", "shuffle")];
+    on_stand_in(name, &switches, || {
+        let desc = ModelDesc { hidden_size: 128, num_attention_heads: 4, intermediate_size: 512, ..desc() };
+        let seqs = sequences(&[5, 40, 1, 100, 17, 64, 2, 33], &desc);
+        let rows: Vec<usize> = (0..seqs.len()).collect();
+        let (mut a, mut b) = (
+            backend(Device::Cuda(0), &desc, Precision::Fp16, true),
+            backend(Device::Cuda(1), &desc, Precision::Fp16, true),
+        );
+        assert_eq!(a.kind(), b.kind());
+        let dim = desc.dim();
+        let all = run(&mut *a, batch(&rows, &seqs), dim);
+        assert_eq!(bits(&all), bits(&run(&mut *b, batch(&rows, &seqs), dim)), "on two devices");
+        let backwards: Vec<usize> = rows.iter().rev().copied().collect();
+        let other = run(&mut *b, batch(&backwards, &seqs), dim);
+        for &row in &rows {
+            let want = bits(&all[row * dim..][..dim]);
+            assert_eq!(want, bits(&other[(rows.len() - 1 - row) * dim..][..dim]), "row {row}, backwards");
+            assert_eq!(want, bits(&run(&mut *a, batch(&[row], &seqs), dim)), "row {row} alone");
+        }
+    });
+}
+
+/// Every architecture's tiles and limits. From sm_90 on, a kernel that follows another begins early, and the stand-in sees to
+/// it that it waits; with the same bits.
+#[test]
+fn architectures_of_gpus_give_the_same_bits_early_or_not() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-trace.txt");
+    let name = "models::architectures_of_gpus_give_the_same_bits_early_or_not";
+    let capabilities = [80, 86, 89, 90, 100, 120];
+    let listed = capabilities.map(|c| c.to_string()).join(",");
+    let devices = capabilities.len().to_string();
+    let switches = [
+        ("BERTHIER_EMU_DEVICES", &devices[..]),
+        ("BERTHIER_EMU_ARCH", &listed),
+        ("BERTHIER_EMU_TRACE", trace),
+    ];
+    on_stand_in(name, &switches, || {
+        let desc = ModelDesc { intermediate_size: 512, ..desc() };
+        let seqs = sequences(&[5, 40, 100, 17], &desc);
+        let mut first = None;
+        for (ordinal, capability) in capabilities.into_iter().enumerate() {
+            let _ = std::fs::remove_file(trace);
+            let mut cuda = backend(Device::Cuda(ordinal), &desc, Precision::Fp16, true);
+            let got = bits(&run(&mut *cuda, batch(&[0, 1, 2, 3], &seqs), desc.dim()));
+            assert_eq!(*first.get_or_insert_with(|| got.clone()), got, "sm_{capability}");
+            let launches = std::fs::read_to_string(trace).unwrap();
+            // both attention kernels run: one more a layer
+            assert_eq!(launches.lines().count(), LAUNCHES + 2, "{launches}");
+            let early: Vec<bool> = launches.lines().map(|line| line.ends_with(" early")).collect();
+            let behind_the_copy = !early[0];
+            assert!(behind_the_copy && early[1..].iter().all(|&e| e == (capability >= 90)), "{launches}");
+        }
+    });
+}
+
+/// Without it, one sequence has its products split. Two devices of a kind still give the same bits for the same batch.
+#[test]
+fn devices_of_a_kind_give_the_same_bits() {
+    on_stand_in("models::devices_of_a_kind_give_the_same_bits", &[("BERTHIER_EMU_DEVICES", "2")], || {
+        let desc = ModelDesc { intermediate_size: 512, ..desc() };
+        let seqs = sequences(&[5, 40, 100], &desc);
+        let (mut a, mut b) = (
+            backend(Device::Cuda(0), &desc, Precision::Bf16, false),
+            backend(Device::Cuda(1), &desc, Precision::Bf16, false),
+        );
+        assert_eq!(a.kind(), b.kind());
+        assert_ne!(a.name(), b.name());
+        for rows in [&[0usize][..], &[2, 1, 0]] {
+            let got = run(&mut *a, batch(rows, &seqs), desc.dim());
+            assert_eq!(bits(&got), bits(&run(&mut *b, batch(rows, &seqs), desc.dim())));
+        }
+    });
+}
+
+/// Two batches in flight, of other sizes, again and again: vectors come back in order and none is another's.
+#[test]
+fn two_batches_in_flight_do_not_meet() {
+    for streams in ["late", "eager"] {
+        let name = "models::two_batches_in_flight_do_not_meet";
+        on_stand_in(name, &[("BERTHIER_EMU_STREAMS", streams)], || {
+            let desc = desc();
+            let seqs = sequences(&[5, 40, 1, 100, 17, 64], &desc);
+            let mut cuda = backend(Device::Cuda(0), &desc, Precision::Fp16, true);
+            assert_eq!(cuda.capacity().in_flight, 2);
+            let batches: Vec<Vec<usize>> =
+                vec![vec![3, 1], vec![0], vec![], vec![2, 4, 5], vec![5], vec![1, 3]];
+            let mut want = Vec::new();
+            for rows in &batches {
+                want.push(bits(&run(&mut *cuda, batch(rows, &seqs), desc.dim())));
+            }
+            cuda.submit(batch(&batches[0], &seqs)).unwrap();
+            for i in 0..batches.len() {
+                if let Some(next) = batches.get(i + 1) {
+                    cuda.submit(batch(next, &seqs)).unwrap();
+                }
+                let mut out = vec![f32::NAN; batches[i].len() * desc.dim()];
+                let back = cuda.collect(&mut out).unwrap();
+                assert_eq!(back.rows, batches[i], "batches come back in order");
+                assert_eq!(bits(&out), want[i], "batch {i}");
+            }
+        });
+    }
+}
