@@ -20,13 +20,13 @@ shift 3
 cxx=${CXX:-g++}
 flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
 case $(uname -m) in x86_64) flags="$flags -mavx2 -mfma -mf16c" ;; esac
-libraries=
+libraries= of=$mode
 case $mode in
 plain) emulator_flags=$flags ;;
 gpu)
     emulator_flags=$flags
     flags="$flags $here/../../tools/gpu-check/launch.cpp"
-    libraries=-ldl
+    libraries=-ldl of=plain
     ;;
 asan)
     flags="$flags -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -DEMU_ASAN"
@@ -44,7 +44,7 @@ esac
 
 folder=$(dirname "$output")
 hash=$( (cat "$emulator"/*.h "$emulator"/*.cpp "$0"; echo "$emulator_flags"; $cxx --version) | sha256sum | cut -c1-16)
-archive=$folder/emulator-$mode-$hash.a
+archive=$folder/emulator-$of-$hash.a
 if [ ! -f "$archive" ]; then
     work=$(mktemp -d "$folder/emulator-XXXXXX")
     trap 'rm -rf "$work"' EXIT

@@ -88,16 +88,12 @@ def build_programs(binaries):
     jobs += [("gpu", HERE / "canary.cpp", "canary"), ("plain", HERE / "bench.cpp", "bench")]
     jobs += [("plain", ROOT / "tests/kernels/conformance.cpp", "conformance-emulated")]
     with tempfile.TemporaryDirectory() as scratch:
-        running = []
-        for mode in ("gpu", "plain"):  # the first of each mode builds the emulator
-            first = True
-            for kind, source, name in jobs:
-                if kind != mode:
-                    continue
-                running.append((name, subprocess.Popen([build, mode, source, Path(scratch) / name])))
-                while len(running) >= (1 if first else 2):
-                    finish(*running.pop(0))
-                first = False
+        running, at_once = [], 1  # the first one builds the emulator, alone
+        for mode, source, name in jobs:
+            while len(running) >= at_once:
+                finish(*running.pop(0))
+                at_once = 2
+            running.append((name, subprocess.Popen([build, mode, source, Path(scratch) / name])))
         for name, process in running:
             finish(name, process)
         record = Path(scratch) / "record"
