@@ -2,7 +2,7 @@
 //! `tests/emulator/` and runs them. Knows nothing of the library.
 //!
 //! `BERTHIER_KERNEL_CHECKS` selects what runs, in words: `plain` (the default), `asan`, `tsan`, `bugs` (the emulator's own
-//! test), `driver` (the stand-in for libcuda). Without a C++ compiler the tests say so and skip, or fail if
+//! test), `driver` (the stand-in for libcuda), `gpu-check` (`tools/gpu-check` on it). Without a C++ compiler the tests say so and skip, or fail if
 //! `BERTHIER_REQUIRE_KERNEL_TESTS=1`.
 
 #![cfg(target_os = "linux")]
@@ -201,4 +201,41 @@ fn stand_in_driver_runs_kernels() {
         command.arg(output_folder("driver"));
         run(&command, "stand-in driver").unwrap_or_else(|e| panic!("{e}"));
     }
+}
+
+/// Packed and unpacked, on the stand-in for libcuda: the kernels' tests through the driver API, conformance recorded and
+/// compared. And once with a launch that fails, which the exit code and the report have to say.
+#[test]
+fn gpu_check_runs_on_the_stand_in_driver() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    if !selected("gpu-check") {
+        return;
+    }
+    let folder = output_folder("gpu-check");
+    let (driver, archive) = (folder.join("driver"), folder.join("pack.tar"));
+    let must = |command: &Command, what: &str| run(command, what).unwrap_or_else(|e| panic!("{e}"));
+    must(Command::new(root().join("tests/emulator/build-driver")).arg(&driver), "stand-in driver, build");
+    let mut pack = Command::new(root().join("tools/gpu-check/gpu-check"));
+    must(pack.arg("--pack").arg(&archive).args(["--without", "model,texts,berthier"]), "gpu-check, pack");
+    must(Command::new("tar").arg("xf").arg(&archive).arg("-C").arg(&folder), "gpu-check, unpack");
+
+    let check = |out: &Path| {
+        let mut command = Command::new(folder.join("gpu-check/gpu-check"));
+        command.arg("--out").arg(out).arg("--driver").arg(&driver).args(["--quick", "--seconds", "300"]);
+        command
+    };
+    let report = |out: &Path| fs::read_to_string(out.join("report.md")).unwrap();
+    let good = folder.join("good");
+    must(check(&good).args(["--only", "conformance,kernels,sanitizer"]), "gpu-check");
+    let text = report(&good);
+    assert!(text.contains("| conformance | ok |") && text.contains("| kernels | ok |"), "{text}");
+    assert!(text.contains("23 records compared"), "{text}");
+
+    let bad = folder.join("bad");
+    let mut failing = check(&bad);
+    failing.args(["--only", "conformance,kernels"]).env("BERTHIER_EMU_FAIL_LAUNCH", "3");
+    assert!(run(&failing, "gpu-check, a launch fails").is_err(), "a failed launch was not in the exit code");
+    let text = report(&bad);
+    assert!(text.contains("| conformance | FAILED |") && text.contains("| kernels | FAILED |"), "{text}");
+    assert!(text.contains("CUDA_ERROR_LAUNCH_FAILED"), "{text}");
 }

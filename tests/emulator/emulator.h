@@ -1,5 +1,7 @@
 // emulator.h - the host's side: launching, options, the registry of kernels, device memory, bank conflicts.
 // Tests and the stand-in driver use this; kernels see simt_emu.h. README.md says what is emulated and what is not.
+// Tests launch by `launch(Kernel, ...)`, of which there is a second implementation, which runs the image's kernel of that
+// name on a GPU: tools/gpu-check/launch.cpp.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -43,6 +45,7 @@ extern Options opt;
 
 // ---- errors ------------------------------------------------------------------------------------------------------------
 struct Error { char msg[2048]; };        // thrown by launch()
+struct Unavailable { char msg[256]; };   // thrown by launch(Kernel): this device or image does not have the kernel
 struct Loc {                             // a place in a kernel's source
   const char* file;
   int line;
@@ -61,6 +64,9 @@ struct Kernel {
   const size_t *parameter_bytes, *parameter_align;
   const bool* parameter_is_pointer;
 };
+// launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them. Throws Error.
+void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters);
+bool emulated();                         // or is launch(Kernel) a GPU's, where nobody counts bank conflicts?
 void register_kernel(Kernel);
 const Kernel* find_kernel(const char* name);
 const Kernel* find_kernel(void* function);
@@ -68,9 +74,12 @@ std::vector<const Kernel*> all_kernels();
 
 // ---- device memory ---------------------------------------------------------------------------------------------------------
 // Once anything is registered, the wrappers' global accesses must fall inside a registered allocation, and must not write
-// where `writable` is false. Registering a start again replaces it.
-void register_memory(const void* start, size_t bytes, const char* label = "", bool writable = true);
+// where `writable` is false. Registering a start again replaces it. `margin` bytes on both sides are the owner's too: what a
+// GPU's launch copies there and back with the allocation, so that the owner can look whether they changed.
+void register_memory(const void* start, size_t bytes, const char* label = "", bool writable = true, size_t margin = 0);
 void unregister_memory(const void* start);
+struct Memory { uint64_t id; uint8_t* start; size_t bytes, margin; bool writable; };  // id: of the registration
+std::vector<Memory> registered_memory();
 void launches_have_ended();              // the host has waited for all launches so far
 
 // ---- bank conflicts ----------------------------------------------------------------------------------------------------------

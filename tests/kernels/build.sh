@@ -1,12 +1,13 @@
 #!/bin/sh
-# Compiles one C++ test against the emulator.
+# Compiles one C++ test against the emulator, or to run on a GPU.
 #
-#   tests/kernels/build.sh plain|asan|tsan SOURCE.cpp OUTPUT [more g++ flags, such as -DBUG_x]
+#   tests/kernels/build.sh plain|asan|tsan|gpu SOURCE.cpp OUTPUT [more g++ flags, such as -DBUG_x]
 #
 #   plain  optimised; async modes, orders and guard bands find most bugs
 #   asan   AddressSanitizer and UBSan over kernel, test and emulator
 #   tsan   ThreadSanitizer over the kernel. The emulator itself is compiled without it: it announces the accesses that
 #          it makes for a kernel, and its own state must stay invisible (tests/emulator/README.md).
+#   gpu    launches go to the driver and run the kernels of kernels/prebuilt/ (tools/gpu-check/launch.cpp)
 #
 # The emulator's archive is kept beside OUTPUT, named by a hash of its sources, the flags and the compiler.
 # CXX (g++) and OPT (-O2) may be set.
@@ -19,8 +20,14 @@ shift 3
 cxx=${CXX:-g++}
 flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
 case $(uname -m) in x86_64) flags="$flags -mavx2 -mfma -mf16c" ;; esac
+libraries= of=$mode
 case $mode in
 plain) emulator_flags=$flags ;;
+gpu)
+    emulator_flags=$flags
+    flags="$flags $here/../../tools/gpu-check/launch.cpp"
+    libraries=-ldl of=plain
+    ;;
 asan)
     flags="$flags -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -DEMU_ASAN"
     emulator_flags=$flags
@@ -30,14 +37,14 @@ tsan)
     flags="$flags -fsanitize=thread -DEMU_TSAN"
     ;;
 *)
-    echo "build.sh: mode is plain, asan or tsan, not '$mode'" >&2
+    echo "build.sh: mode is plain, asan, tsan or gpu, not '$mode'" >&2
     exit 2
     ;;
 esac
 
 folder=$(dirname "$output")
 hash=$( (cat "$emulator"/*.h "$emulator"/*.cpp "$0"; echo "$emulator_flags"; $cxx --version) | sha256sum | cut -c1-16)
-archive=$folder/emulator-$mode-$hash.a
+archive=$folder/emulator-$of-$hash.a
 if [ ! -f "$archive" ]; then
     work=$(mktemp -d "$folder/emulator-XXXXXX")
     trap 'rm -rf "$work"' EXIT
@@ -49,4 +56,4 @@ if [ ! -f "$archive" ]; then
     mv "$work/archive" "$archive" # at once, so that builds side by side do not see half of it
 fi
 # shellcheck disable=SC2086
-$cxx $flags "$@" "$source" "$archive" -o "$output"
+$cxx $flags "$@" "$source" "$archive" $libraries -o "$output"

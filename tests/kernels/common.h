@@ -25,6 +25,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 #include "../../kernels/numeric.cuh"
 #ifdef __SANITIZE_ADDRESS__
@@ -46,6 +47,13 @@ __attribute__((format(printf, 1, 2))) static inline std::string format(const cha
 #define FAIL(...) throw CaseFailed{format(__VA_ARGS__)}
 #define SKIP(...) throw CaseSkipped{format(__VA_ARGS__)}
 #define EXPECT(condition, ...) do { if (!(condition)) FAIL(__VA_ARGS__); } while (0)
+
+// The folder tests/: where it was when this was compiled, or what BERTHIER_TESTS says.
+static inline std::string tests_folder() {
+  if (const char* moved = getenv("BERTHIER_TESTS")) return moved;
+  std::string path = __FILE__;
+  return path.substr(0, path.rfind('/')) + "/..";
+}
 
 static std::string case_notes;  // what the running case wants on its line
 #define NOTE(...) (case_notes += "  " + format(__VA_ARGS__))
@@ -161,7 +169,7 @@ class GuardedBase {
   }
   void name(const char* text) {
     name_ = text;
-    emu::register_memory(start_, bytes_, label(), !is_input_);
+    emu::register_memory(start_, bytes_, label(), !is_input_, BAND);
   }
   size_t bytes() const { return bytes_; }
 
@@ -173,7 +181,7 @@ class GuardedBase {
   void keep_as_input() {
     is_input_ = true;
     copy_.assign(start_, start_ + bytes_);
-    emu::register_memory(start_, bytes_, label(), false);
+    emu::register_memory(start_, bytes_, label(), false, BAND);
   }
   const char* label() const { return name_.empty() ? "a buffer" : name_.c_str(); }
   void shield(bool on) {
@@ -219,7 +227,8 @@ template <class E> class Guarded : public GuardedBase {
 };
 
 // ---- launching ----------------------------------------------------------------------------------------------------
-// Checks the block against the kernel's launch bounds, runs the kernel, checks every live guarded buffer. Emulator errors (deadlock, bad address, ...) fail the case with their text.
+// Checks the block against the kernel's launch bounds, runs the kernel, checks every live guarded buffer. Emulator errors
+// (deadlock, bad address, ...) fail the case with their text.
 template <class... P, class... A>
 static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
   const emu::Kernel* known = emu::find_kernel((void*)kernel);
@@ -227,14 +236,19 @@ static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_by
   EXPECT((int)(block.x * block.y * block.z) == known->threads, "%s launched with %u threads, its bounds say %d", known->name,
          block.x * block.y * block.z, known->threads);
   EXPECT(smem_bytes <= 227 << 10, "%s: %zu bytes of shared memory are more than any GPU has", known->name, smem_bytes);
-  if (grid.x && grid.y && grid.z) emu::launch(grid, block, smem_bytes, [&] { kernel((P)args...); });
+  std::tuple<std::remove_const_t<std::remove_reference_t<P>>...> values((P)args...);
+  std::apply([&](auto&... value) {
+    void* parameters[] = {(void*)&value..., nullptr};
+    if (grid.x && grid.y && grid.z) emu::launch(*known, grid, block, smem_bytes, parameters);
+  }, values);
   GuardedBase::check_all();
 }
 
 // No ldmatrix, cp.async or shared load/store (through the wrappers) of the case's launches so far took more passes than its bytes
 // need, except on source lines that carry the comment `bank conflicts: <why they do not matter>`. An access that the case
-// means to look at must have been made through a wrapper: `at_least` warp-wide accesses in all.
+// means to look at must have been made through a wrapper: `at_least` warp-wide accesses in all. A GPU counts nothing.
 static inline void expect_no_bank_conflicts(long at_least = 1) {
+  if (!emu::emulated()) return;
   std::string bad = emu::conflict_report();
   long seen = 0;
   for (auto& line : emu::conflicts()) seen += line.accesses;
@@ -332,6 +346,8 @@ class Weights {
     }
     return t;
   }
+  // Whether the file is a copy in 16 bits, which is not quite the model that vectors in tests/fixtures are of.
+  bool rounded() const { return header_.find("\"F16\"") != std::string::npos; }
   template <class T> std::vector<half_t> tensor16(const std::string& name) {
     Tensor t = tensor(name);
     std::vector<half_t> v(t.values.size());
@@ -438,7 +454,8 @@ static inline int run_cases(int argc, char** argv) {
     try { c.body(); }
     catch (CaseFailed& f) { verdict = "FAIL"; why = f.why; failed++; }
     catch (CaseSkipped& s) { verdict = "SKIP"; why = s.why; skipped++; }
-    catch (emu::Error& e) { verdict = "FAIL"; why = std::string("EMULATOR: ") + e.msg; failed++; }
+    catch (emu::Unavailable& e) { verdict = "SKIP"; why = e.msg; skipped++; }
+    catch (emu::Error& e) { verdict = "FAIL"; why = std::string(emu::emulated() ? "EMULATOR: " : "GPU: ") + e.msg; failed++; }
     printf("%s %s%s%s%s  %.0f ms\n", verdict, c.name.c_str(), case_notes.c_str(), why.empty() ? "" : ": ", why.c_str(), cpu_ms() - t);
     fflush(stdout);
   }
