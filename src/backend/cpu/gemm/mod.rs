@@ -21,6 +21,8 @@ pub(super) struct Tile {
     pub(super) a_stride: usize,
     /// `[k, NR]`
     pub(super) b: *const f32,
+    /// Floats from each line of the panel to one that a later call needs.
+    pub(super) ahead: usize,
     /// `[NR]` or null
     pub(super) bias: *const f32,
     /// `[rows]` or null
