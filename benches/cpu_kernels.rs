@@ -106,11 +106,8 @@ fn forward(c: &mut Criterion) {
     group.sample_size(10);
     for isa in Isa::available() {
         for (seqlen, count) in [(16, 1), (64, 1), (256, 1), (32, 64), (256, 8)] {
-            let options = BackendOptions {
-                threads: Threads::new(NonZeroUsize::new(1)).expect("one thread"),
-                max_tokens: 8192,
-                isa: Some(isa),
-            };
+            let threads = Threads::new(NonZeroUsize::new(1)).expect("one thread");
+            let options = BackendOptions { isa: Some(isa), ..BackendOptions::new(threads) };
             let mut backend = open(Device::Cpu, &desc, &weights, &options).expect("an available ISA");
             let mut batch = PackedBatch { normalize: true, ..PackedBatch::default() };
             for i in 0..count {

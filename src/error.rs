@@ -137,6 +137,62 @@ pub enum Error {
         message: String,
     },
 
+    /// There is no CUDA driver, so that no GPU can be used.
+    #[error("no CUDA driver: {message} (a GPU needs NVIDIA's driver {needed} or newer)")]
+    NoDriver {
+        /// What was looked for.
+        message: String,
+        /// The driver's version as NVIDIA numbers it.
+        needed: String,
+    },
+
+    /// The CUDA driver is older than the kernels.
+    #[error("the CUDA driver is too old: {found}, {needed} or newer needed (update NVIDIA's driver)")]
+    DriverTooOld {
+        /// What the driver says of itself: `CUDA 12.4`.
+        found: String,
+        /// What the kernels need: `CUDA 13.0 (driver 580)`.
+        needed: String,
+    },
+
+    /// The driver is there and sees no GPU.
+    #[error("no GPU: {message}")]
+    NoDevice {
+        /// What the driver says, and whether `CUDA_VISIBLE_DEVICES` hides some.
+        message: String,
+    },
+
+    /// The kernels do not run on this GPU.
+    #[error("{device}: compute capability {found}, {needed} or newer needed")]
+    ComputeCapability {
+        /// `cuda:0 Tesla T4`.
+        device: String,
+        /// Its compute capability: `7.5`.
+        found: String,
+        /// The least that the kernels take: `8.0`.
+        needed: String,
+    },
+
+    /// The device's memory does not hold the model and its smallest batch.
+    #[error("{device}: out of memory: {needed_bytes} bytes needed, {free_bytes} free")]
+    DeviceMemory {
+        /// `cuda:0 NVIDIA H100`.
+        device: String,
+        /// For weights and activations of the smallest batch that holds one sequence of the model's length.
+        needed_bytes: u64,
+        /// As the driver says.
+        free_bytes: u64,
+    },
+
+    /// A device failed while it computed; what was finished before is kept, other devices have gone on.
+    #[error("{device} failed: {message}")]
+    DeviceLost {
+        /// `cuda:0 NVIDIA H100`; of several that failed, the last.
+        device: String,
+        /// What the driver says.
+        message: String,
+    },
+
     /// A row of the input cannot be embedded.
     #[error("row {row}: {message}")]
     Row {

@@ -38,7 +38,7 @@ mod options;
 mod threads;
 pub mod tokenize;
 
-pub use engine::{Embedder, Embeddings, Stream, TokenCount};
+pub use engine::{DeviceInfo, Embedder, Embeddings, Stream, TokenCount};
 pub use error::{Error, Result};
 pub use options::{Normalize, Options};
 pub use threads::Threads;

@@ -1,7 +1,7 @@
 //! What a caller may choose when loading a model.
 
-use crate::backend::Device;
 use crate::backend::cpu::Isa;
+use crate::backend::{DeviceChoice, Precision};
 use crate::model::Pooling;
 use std::num::NonZeroUsize;
 
@@ -10,7 +10,9 @@ use std::num::NonZeroUsize;
 pub struct Options {
     pub(crate) model: String,
     pub(crate) revision: Option<String>,
-    pub(crate) device: Device,
+    pub(crate) device: DeviceChoice,
+    pub(crate) precision: Precision,
+    pub(crate) batch_invariant: bool,
     pub(crate) isa: Option<Isa>,
     pub(crate) threads: Option<NonZeroUsize>,
     pub(crate) batch_tokens: Option<NonZeroUsize>,
@@ -49,7 +51,9 @@ impl Options {
         Self {
             model: model.into(),
             revision: None,
-            device: Device::default(),
+            device: DeviceChoice::default(),
+            precision: Precision::default(),
+            batch_invariant: false,
             isa: None,
             threads: None,
             batch_tokens: None,
@@ -68,9 +72,25 @@ impl Options {
         self
     }
 
-    /// The device that computes. Default: the CPU. One that is absent is an error.
-    pub fn device(mut self, device: Device) -> Self {
-        self.device = device;
+    /// The devices that compute: a [`Device`](crate::backend::Device) or a [`DeviceChoice`]. Default: the CPU, so that a
+    /// library takes no GPU that its caller did not mean it to have. One that is absent is an error, but for
+    /// [`DeviceChoice::Auto`], which looks for GPUs first.
+    pub fn device(mut self, device: impl Into<DeviceChoice>) -> Self {
+        self.device = device.into();
+        self
+    }
+
+    /// In which numbers to compute. Default: as the device is fastest without losing the vectors' meaning. One that the
+    /// device does not have is an error.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Whether a text's vector must not depend, to the bit, on the texts beside it, also where that costs speed (on a GPU:
+    /// one order of summation whatever the batch). On the CPU it never does. Devices of several kinds are then refused.
+    pub fn batch_invariant(mut self, batch_invariant: bool) -> Self {
+        self.batch_invariant = batch_invariant;
         self
     }
 
@@ -87,7 +107,7 @@ impl Options {
         self
     }
 
-    /// Tokens of one batch. Default: by the number of threads. The vectors do not depend on it.
+    /// Tokens of one batch. Default: by the number of threads, or by the GPU. The vectors do not depend on it.
     pub fn batch_tokens(mut self, tokens: NonZeroUsize) -> Self {
         self.batch_tokens = Some(tokens);
         self

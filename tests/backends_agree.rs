@@ -73,7 +73,8 @@ fn backend(
     isa: Option<Isa>,
 ) -> Box<dyn Backend> {
     let threads = Threads::new(NonZeroUsize::new(threads)).unwrap();
-    open(device, desc, weights, &BackendOptions { threads, max_tokens: 8192, isa }).unwrap()
+    let options = BackendOptions { isa, max_tokens: Some(8192), ..BackendOptions::new(threads) };
+    open(device, desc, weights, &options).unwrap()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {

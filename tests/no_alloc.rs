@@ -86,7 +86,7 @@ fn steady_state_allocates_nothing() {
 fn check(desc: &ModelDesc) {
     let weights = Weights::random(desc, 3);
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
-    let options = BackendOptions { threads, max_tokens: 2000, isa: None };
+    let options = BackendOptions { max_tokens: Some(2000), ..BackendOptions::new(threads) };
     let mut backend = open(Device::Cpu, desc, &weights, &options).unwrap();
 
     let mut batch = PackedBatch { normalize: true, ..PackedBatch::default() };

@@ -6,21 +6,34 @@ use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{ModelDesc, Weights};
 use crate::threads::Threads;
-use std::fmt;
-use std::str::FromStr;
 
+mod choice;
 pub mod cpu;
 pub mod cuda;
 mod reference;
+
+pub use choice::{Device, DeviceChoice, Precision};
+
+/// Tokens of one batch for each thread: enough tiles of a few hundred tokens that no thread waits for long.
+const BATCH_TOKENS_PER_THREAD: usize = 4096;
+const MIN_BATCH_TOKENS: usize = 8192;
 
 /// One loaded model on one device. Owned by one thread at a time.
 ///
 /// `submit` and `collect` go in pairs, in order; up to [`Capacity::in_flight`] batches may be submitted and
 /// not yet collected, so that a device can compute one while the host prepares the next. The batch comes
-/// back from `collect` for reuse: steady state allocates nothing.
+/// back from `collect` for reuse: steady state allocates nothing. After an error the backend is called no more.
 pub trait Backend: Send {
-    /// For people: `cpu avx512, 2 threads`.
+    /// For people: `cpu avx512, 2 threads`, `cuda:0 NVIDIA H100`.
     fn name(&self) -> String;
+
+    /// What a vector's bits depend on besides model, text and precision: `cpu avx512`, `cuda sm_90`, with
+    /// `batch-invariant` where that changes them. Devices of one kind give the same bits for the same batch, so that the
+    /// name holds neither an ordinal nor a number of threads.
+    fn kind(&self) -> String;
+
+    /// The precision that was asked for, or the one that was chosen; never [`Precision::Auto`].
+    fn precision(&self) -> Precision;
 
     /// Fixed at load.
     fn capacity(&self) -> Capacity;
@@ -56,56 +69,60 @@ pub struct Capacity {
     pub workspace_bytes: usize,
 }
 
-/// Which device computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Device {
-    /// The SIMD kernels of this crate.
-    #[default]
-    Cpu,
-    /// Plain loops with f64 sums: slow, and what every other backend is tested against.
-    Reference,
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cpu => "cpu",
-            Self::Reference => "reference",
-        })
-    }
-}
-
-impl FromStr for Device {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "cpu" => Ok(Self::Cpu),
-            "reference" => Ok(Self::Reference),
-            _ => {
-                Err(Error::InvalidOption { name: "device", message: format!("'{s}': one of cpu, reference") })
-            }
-        }
-    }
-}
-
 /// What a backend needs to know besides the model.
 #[derive(Debug, Clone)]
 pub struct BackendOptions {
     /// Threads that may compute.
     pub threads: Threads,
-    /// Tokens of one batch; at least the model's `max_seq_length`.
-    pub max_tokens: usize,
+    /// Tokens of one batch, if the caller says; else the backend chooses by its device. One sequence of any length that
+    /// the model takes fits either way.
+    pub max_tokens: Option<usize>,
     /// The instruction set; none means the best this machine has.
     pub isa: Option<cpu::Isa>,
+    /// In which numbers to compute.
+    pub precision: Precision,
+    /// A text's vector must not depend, to the bit, on its batch, also where a device is faster otherwise.
+    pub batch_invariant: bool,
+}
+
+impl BackendOptions {
+    /// Everything but the threads at its default.
+    pub fn new(threads: Threads) -> Self {
+        Self { threads, max_tokens: None, isa: None, precision: Precision::Auto, batch_invariant: false }
+    }
+
+    /// Tokens of one batch for a backend that computes on the threads.
+    fn host_batch_tokens(&self, desc: &ModelDesc) -> usize {
+        let default = (BATCH_TOKENS_PER_THREAD * self.threads.count()).max(MIN_BATCH_TOKENS);
+        self.max_tokens.unwrap_or(default).max(desc.longest_sequence())
+    }
+}
+
+/// A GPU of this machine, and whether it can compute.
+#[derive(Debug)]
+pub struct FoundDevice {
+    /// As it is asked for.
+    pub device: Device,
+    /// As its maker calls it; devices of one name are of one kind.
+    pub name: String,
+    /// Why it cannot be used, if it cannot.
+    pub unusable: Option<Error>,
+}
+
+/// The GPUs of this machine, in the order of their ordinals; at least one.
+///
+/// # Errors
+/// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::DeviceUnavailable`].
+pub fn cuda_devices() -> Result<Vec<FoundDevice>> {
+    Err(without_cuda("cuda"))
 }
 
 /// Loads the model onto a device.
 ///
 /// # Errors
-/// [`Error::DeviceUnavailable`] if the device or instruction set is not there, [`Error::Unsupported`] if the
-/// backend does not compute what the model asks for.
+/// The device variants of [`Error`] if the device is not there or cannot be used,
+/// [`Error::DeviceUnavailable`] also if the instruction set is not there; [`Error::InvalidOption`] if it does not compute
+/// in the precision asked for; [`Error::Unsupported`] if the backend does not compute what the model asks for.
 pub fn open(
     device: Device,
     desc: &ModelDesc,
@@ -114,6 +131,14 @@ pub fn open(
 ) -> Result<Box<dyn Backend>> {
     Ok(match device {
         Device::Cpu => Box::new(cpu::CpuBackend::new(desc, weights, options)?),
-        Device::Reference => Box::new(reference::Reference::new(desc, weights, options)),
+        Device::Reference => Box::new(reference::Reference::new(desc, weights, options)?),
+        Device::Cuda(_) => return Err(without_cuda(&device.to_string())),
     })
+}
+
+fn without_cuda(device: &str) -> Error {
+    Error::DeviceUnavailable {
+        device: device.into(),
+        message: "this version of berthier computes on the CPU only (--device cpu)".into(),
+    }
 }

@@ -3,7 +3,7 @@
 //! No SIMD, no threads, no unsafe, no blocking. Every other backend is tested against this one, and this one
 //! against sentence-transformers (`tests/golden.rs`).
 
-use super::{Backend, BackendOptions, Capacity};
+use super::{Backend, BackendOptions, Capacity, Precision};
 use crate::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::{
@@ -134,10 +134,11 @@ impl From<&Norm> for Affine {
 }
 
 impl Reference {
-    pub(super) fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Self {
-        Self {
+    pub(super) fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Result<Self> {
+        options.precision.choose("the reference backend", &[Precision::Fp32])?;
+        Ok(Self {
             desc: desc.clone(),
-            max_tokens: options.max_tokens,
+            max_tokens: options.host_batch_tokens(desc),
             word: weights.word_embeddings.to_f32(),
             position: weights
                 .position_embeddings
@@ -167,7 +168,7 @@ impl Reference {
             final_norm: weights.final_norm.as_ref().map(Affine::from),
             modules: desc.modules.iter().zip(&weights.modules).map(|(m, w)| ModuleF32::new(m, w)).collect(),
             queue: VecDeque::new(),
-        }
+        })
     }
 
     /// The token vectors of one sequence, `[seqlen, hidden]`.
@@ -446,6 +447,14 @@ fn pool(pooling: Pooling, x: &[f32], h: usize, skip: usize) -> Vec<f32> {
 impl Backend for Reference {
     fn name(&self) -> String {
         "reference (f64 sums, one thread)".into()
+    }
+
+    fn kind(&self) -> String {
+        "reference".into()
+    }
+
+    fn precision(&self) -> Precision {
+        Precision::Fp32
     }
 
     fn capacity(&self) -> Capacity {

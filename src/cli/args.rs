@@ -7,9 +7,9 @@ use super::output::{Dtype, Format as OutputFormat};
 use super::report::Failure;
 use super::search::SearchArgs;
 use super::similarity::SimilarityArgs;
-use berthier::backend::Device;
 use berthier::backend::cpu::Isa;
-use berthier::{Normalize, Options};
+use berthier::backend::{Device, DeviceChoice, Precision};
+use berthier::{Embedder, Normalize, Options};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -60,16 +60,31 @@ pub(crate) struct ModelArgs {
     /// Branch, tag or commit of a model given by name [default: main]
     #[arg(long, env = "BERTHIER_REVISION", help_heading = MODEL)]
     pub(crate) revision: Option<String>,
-    /// The device that computes: cpu, or reference (slow, exact sums)
-    #[arg(long, env = "BERTHIER_DEVICE", help_heading = MODEL, default_value_t)]
-    pub(crate) device: Device,
-    /// Instruction set of the CPU kernels: portable, avx2 or avx512 [default: the best there is]
+    /// What computes: auto, cpu, cuda (all GPUs), cuda:0,1, or reference (slow, exact sums)
+    ///
+    /// auto takes the GPUs if there are any that can compute the model, else the CPU, and says so where a GPU is there that
+    /// cannot. A device that is named and not there is an error. GPUs are counted as the driver does, over those that
+    /// CUDA_VISIBLE_DEVICES leaves.
+    #[arg(long, env = "BERTHIER_DEVICE", help_heading = MODEL, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+    /// Numbers that the device computes in: auto, fp32, fp16 or bf16; sums are fp32 [auto: fp32 on the CPU, fp16 on a GPU]
+    ///
+    /// On a GPU, auto takes bf16 where the model's numbers do not fit fp16. A precision that the device does not have is
+    /// an error.
+    #[arg(long, env = "BERTHIER_PRECISION", help_heading = MODEL, default_value_t)]
+    pub(crate) precision: Precision,
+    /// A text's vector never depends on the texts beside it, to the bit, also on a GPU, where that costs speed
+    #[arg(long, env = "BERTHIER_BATCH_INVARIANT", help_heading = MODEL)]
+    pub(crate) batch_invariant: bool,
+    /// Instruction set of the CPU kernels: portable, avx2 or avx512; asks for the CPU where --device is auto
+    /// [default: the best there is]
     #[arg(long, env = "BERTHIER_ISA", help_heading = MODEL)]
     pub(crate) isa: Option<Isa>,
     /// Threads that compute [default: those that the system offers]
     #[arg(long, env = "BERTHIER_THREADS", help_heading = MODEL, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Tokens of one batch; the vectors do not depend on it [default: by the number of threads]
+    /// Tokens of one batch; the vectors do not depend on it [default: by the number of threads, or by
+    /// the GPU]
     #[arg(long, env = "BERTHIER_BATCH_TOKENS", help_heading = MODEL, value_name = "N")]
     pub(crate) batch_tokens: Option<NonZeroUsize>,
 }
@@ -81,7 +96,10 @@ impl ModelArgs {
     /// A directory whose name is not UTF-8.
     pub(crate) fn options(&self, dir: &Path) -> Result<Options, Failure> {
         let name = dir.to_str().ok_or_else(|| format!("{}: the name is not UTF-8", dir.display()))?;
-        let mut options = Options::new(name).device(self.device);
+        let mut options = Options::new(name)
+            .device(self.device.clone())
+            .precision(self.precision)
+            .batch_invariant(self.batch_invariant);
         if let Some(isa) = self.isa {
             options = options.isa(isa);
         }
@@ -94,9 +112,10 @@ impl ModelArgs {
         Ok(options)
     }
 
-    /// The instruction set that computes, for devices that have one.
-    pub(crate) fn isa_used(&self) -> Option<Isa> {
-        (self.device == Device::Cpu).then(|| self.isa.or_else(|| Isa::available().pop())).flatten()
+    /// The instruction set that computes, if the CPU does.
+    pub(crate) fn isa_used(&self, embedder: &Embedder) -> Option<Isa> {
+        let on_cpu = embedder.devices().iter().any(|d| d.device == Device::Cpu);
+        on_cpu.then(|| self.isa.or_else(|| Isa::available().pop())).flatten()
     }
 }
 

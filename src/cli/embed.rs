@@ -111,7 +111,7 @@ fn fingerprint(
     inputs: &Inputs,
     plan: &Plan,
 ) -> Result<Fingerprint, Failure> {
-    let mut items = provenance::of(embedder, args.vectors.normalization(), args.model.isa_used())?;
+    let mut items = provenance::of(embedder, args.vectors.normalization())?;
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("output format", format!("{:?} {:?}", plan.format, plan.dtype));
     add("marks of cut rows", plan.mark_truncated.to_string());

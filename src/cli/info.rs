@@ -24,7 +24,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
     let model = embedder.model();
     let capacity = embedder.capacity();
     let pooling: Vec<_> = model.pooling.iter().map(|p| format!("{p:?}").to_lowercase()).collect();
-    let isa = args.model.isa_used();
+    let isa = args.model.isa_used(&embedder);
     let available: Vec<_> = Isa::available().iter().map(Isa::to_string).collect();
     let info = json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -2,9 +2,9 @@
 
 use super::journal::Fingerprint;
 use super::report::Failure;
-use berthier::backend::cpu::Isa;
-use berthier::{Embedder, Normalize};
+use berthier::{DeviceInfo, Embedder, Normalize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,9 @@ const MAX_HASHED_BYTES: u64 = 32 << 20;
 ///
 /// # Errors
 /// A model file that can no longer be read.
-pub(crate) fn of(
-    embedder: &Embedder,
-    normalize: Normalize,
-    isa: Option<Isa>,
-) -> Result<Fingerprint, Failure> {
+pub(crate) fn of(embedder: &Embedder, normalize: Normalize) -> Result<Fingerprint, Failure> {
     let dir = embedder.model_dir();
-    let mut items = options(embedder, normalize, isa);
+    let mut items = options(embedder, normalize);
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("model directory", std::path::absolute(dir).unwrap_or_else(|_| dir.into()).display().to_string());
     for file in files(dir).map_err(|e| Failure::io(dir.display(), &e))? {
@@ -36,11 +32,7 @@ pub(crate) fn of(
 ///
 /// # Errors
 /// A model file that can no longer be read.
-pub(crate) fn by_content(
-    embedder: &Embedder,
-    normalize: Normalize,
-    isa: Option<Isa>,
-) -> Result<Fingerprint, Failure> {
+pub(crate) fn by_content(embedder: &Embedder, normalize: Normalize) -> Result<Fingerprint, Failure> {
     let dir = embedder.model_dir();
     let mut hash = Sha256::new();
     for file in files(dir).map_err(|e| Failure::io(dir.display(), &e))? {
@@ -48,7 +40,7 @@ pub(crate) fn by_content(
         let content = sha256(&file).map_err(|e| Failure::io(file.display(), &e))?;
         hash.update(format!("{name}\n{content}\n"));
     }
-    let mut items = options(embedder, normalize, isa);
+    let mut items = options(embedder, normalize);
     items.insert("model".into(), hex(&hash.finalize()));
     // a developer's next build has the same version and may have other vectors
     let program = std::env::current_exe().and_then(|path| sha256(&path));
@@ -57,13 +49,17 @@ pub(crate) fn by_content(
 }
 
 /// What a vector depends on besides text and model.
-fn options(embedder: &Embedder, normalize: Normalize, isa: Option<Isa>) -> Fingerprint {
+fn options(embedder: &Embedder, normalize: Normalize) -> Fingerprint {
     let mut items = Fingerprint::new();
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("berthier", env!("CARGO_PKG_VERSION").into());
-    // without the number of threads, on which no vector depends
-    add("device", embedder.device_name().split(',').next().unwrap_or_default().to_owned());
-    add("instruction set", isa.map_or("none".into(), |isa| isa.to_string()));
+    // neither the number of devices nor that of threads, on which no vector depends
+    let each = |what: fn(&DeviceInfo) -> String| {
+        let each: BTreeSet<_> = embedder.devices().iter().map(what).collect();
+        each.into_iter().collect::<Vec<_>>().join(" and ")
+    };
+    add("device", each(|d| d.kind.clone()));
+    add("precision", each(|d| d.precision.to_string()));
     add("max_seq_length", embedder.max_seq_length().to_string());
     add("components", embedder.dim().to_string());
     add("prompt", embedder.prompt().to_owned());

@@ -6,7 +6,7 @@
 //! vector's bits are the same either way.
 #![allow(unsafe_code, reason = "tiles write their own rows of the output")]
 
-use super::{Backend, BackendOptions, Capacity};
+use super::{Backend, BackendOptions, Capacity, Precision};
 use crate::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::{ModelDesc, Weights};
@@ -49,6 +49,8 @@ const TILE_TOKENS: Range<usize> = 384..512;
 const LEAST_TILE_TOKENS: usize = 64;
 /// Sequences up to this length are tiles for one thread; longer ones are shared by all.
 const LONGEST_NARROW: usize = 512;
+/// The first is the default.
+const PRECISIONS: [Precision; 1] = [Precision::Fp32];
 /// Where the processor does not tell.
 const DEFAULT_L2_BYTES: usize = 1 << 20;
 
@@ -92,8 +94,10 @@ impl CpuBackend {
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable) if the machine lacks the instruction set
-    /// asked for, [`Error::InvalidOption`](crate::Error::InvalidOption) if `BERTHIER_ISA` is none.
+    /// asked for, [`Error::InvalidOption`](crate::Error::InvalidOption) if `BERTHIER_ISA` is none or the
+    /// precision is not the CPU's.
     pub fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Result<Self> {
+        options.precision.choose("the CPU", &PRECISIONS)?;
         let isa = Isa::choose(options.isa)?;
         let kernels = isa.kernels()?;
         let threads = options.threads.clone();
@@ -111,7 +115,7 @@ impl CpuBackend {
             isa,
             kernels,
             weights: Packed::new(desc, weights, kernels.nr, Team::All(&threads)),
-            max_tokens: options.max_tokens,
+            max_tokens: options.host_batch_tokens(desc),
             tile_tokens,
             narrow: Pool::new((0..threads.count()).map(each).collect()),
             narrow_tokens,
@@ -175,6 +179,14 @@ impl Backend for CpuBackend {
     fn name(&self) -> String {
         let threads = self.threads.count();
         format!("cpu {}, {threads} {}", self.isa, if threads == 1 { "thread" } else { "threads" })
+    }
+
+    fn kind(&self) -> String {
+        format!("cpu {}", self.isa)
+    }
+
+    fn precision(&self) -> Precision {
+        Precision::Fp32
     }
 
     fn capacity(&self) -> Capacity {

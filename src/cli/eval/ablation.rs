@@ -51,7 +51,7 @@ pub(crate) fn run(args: &AblationArgs) -> Result<Outcome, Failure> {
         let options = args.model.options(&dir)?.pooling(&POOLINGS.map(|p| p.0)).pooled_layers(layers);
         // the cosine needs no normalisation, and all four together would be no use
         let embedder = Embedder::load(options.normalize(Normalize::Never))?;
-        let source = Source::new(&embedder, Normalize::Never, args.model.isa_used(), &cache)?;
+        let source = Source::new(&embedder, Normalize::Never, &cache)?;
         found.push(source.vectors(&texts, &cache, &mut report)?);
         json = context("ablation", &embedder);
     }

@@ -154,8 +154,8 @@ pub(crate) struct AblationArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A side is MODEL[,KEY=VALUE]…: a directory or name (empty: the model of --model) and any of device, isa, \
-max-seq-length, truncate-dim, prompt, store. 'store=float16' rounds the vectors as 'embed --dtype float16' \
+A side is MODEL[,KEY=VALUE]…: a directory or name (empty: the model of --model) and any of device, precision, \
+isa, max-seq-length, truncate-dim, prompt, store. 'store=float16' rounds the vectors as 'embed --dtype float16' \
 does. For example:
 
   berthier eval compare , ,isa=portable data/sts

@@ -124,6 +124,7 @@ impl Side {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             match key {
                 "device" => side.model.device = parsed(text, key, value)?,
+                "precision" => side.model.precision = parsed(text, key, value)?,
                 "isa" => side.model.isa = Some(parsed(text, key, value)?),
                 "max-seq-length" => side.vectors.max_seq_length = Some(parsed(text, key, value)?),
                 "truncate-dim" => side.vectors.truncate_dim = Some(parsed(text, key, value)?),
@@ -132,7 +133,7 @@ impl Side {
                 "store" if value == "float32" => side.half = false,
                 "store" => return Err(bad(text, key, &format!("'{value}': one of float32, float16"))),
                 _ => {
-                    let known = "device, isa, max-seq-length, truncate-dim, prompt, store";
+                    let known = "device, precision, isa, max-seq-length, truncate-dim, prompt, store";
                     return Err(bad(text, key, &format!("not known: one of {known}")));
                 }
             }
@@ -148,8 +149,7 @@ impl Side {
         report: &mut Report,
     ) -> Result<Embedded, Failure> {
         let embedder = open(&self.model, &self.vectors, report)?;
-        let source =
-            |embedder| Source::new(embedder, self.vectors.normalization(), self.model.isa_used(), cache);
+        let source = |embedder| Source::new(embedder, self.vectors.normalization(), cache);
         let lists: Vec<Vec<&str>> = sets.iter().map(Set::texts).collect();
         let mut embedded = Embedded {
             sets: source(&embedder)?.vectors(&lists, cache, report)?,
@@ -369,7 +369,7 @@ mod tests {
             ("x,device=tpu", "one of cpu, reference"),
             ("x,store=int8", "one of float32, float16"),
             ("x,truncate-dim=0", "truncate-dim"),
-            ("x,dtype=f16", "dtype: not known: one of device, isa"),
+            ("x,dtype=f16", "dtype: not known: one of device, precision, isa"),
         ] {
             let Err(Failure::Error(message)) = parse(wrong) else { panic!("{wrong}") };
             assert!(message.contains(why), "{message}");

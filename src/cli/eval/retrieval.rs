@@ -59,8 +59,7 @@ pub(crate) fn run(args: &RetrievalArgs) -> Result<Outcome, Failure> {
     let cache = Cache::new(args.output.no_cache);
     let threads = Threads::new(NonZeroUsize::new(embedder.threads()))?;
     let score = if args.vectors.dot { Score::Dot } else { Score::Cosine };
-    let isa = args.model.isa_used();
-    let source = |embedder| Source::new(embedder, Normalize::Model, isa, &cache);
+    let source = |embedder| Source::new(embedder, Normalize::Model, &cache);
     let (for_queries, for_passages) = (source(&queries_embedder)?, source(&passages_embedder)?);
 
     let mut sheet = Sheet::new(columns());

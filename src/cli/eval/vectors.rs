@@ -4,7 +4,6 @@ use super::super::journal::Fingerprint;
 use super::super::provenance;
 use super::super::report::{Failure, Report, Speed, counted};
 use super::cache::Cache;
-use berthier::backend::cpu::Isa;
 use berthier::{Embedder, Error, Normalize};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -38,18 +37,10 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     /// # Errors
     /// A model file that can no longer be read.
-    pub(crate) fn new(
-        embedder: &'a Embedder,
-        normalize: Normalize,
-        isa: Option<Isa>,
-        cache: &Cache,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn new(embedder: &'a Embedder, normalize: Normalize, cache: &Cache) -> Result<Self, Failure> {
         // hashing a large model takes a while
-        let fingerprint = if cache.is_on() {
-            provenance::by_content(embedder, normalize, isa)?
-        } else {
-            Fingerprint::new()
-        };
+        let fingerprint =
+            if cache.is_on() { provenance::by_content(embedder, normalize)? } else { Fingerprint::new() };
         Ok(Self { embedder, fingerprint })
     }
 

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &SentevalArgs) -> Result<Outcome, Failure> {
     let embedder = open(&args.model, &args.vectors, &report)?;
     let threads = Threads::new(NonZeroUsize::new(embedder.threads()))?;
     let cache = Cache::new(args.output.no_cache);
-    let source = Source::new(&embedder, args.vectors.normalization(), args.model.isa_used(), &cache)?;
+    let source = Source::new(&embedder, args.vectors.normalization(), &cache)?;
 
     let mut sheet = Sheet::new(columns());
     let (mut truncated, mut accuracies) = (0, Vec::new());

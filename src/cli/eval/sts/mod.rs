@@ -24,7 +24,7 @@ pub(crate) fn run(args: &StsArgs) -> Result<Outcome, Failure> {
     let sets = select(load(&args.data)?, &args.sets)?;
     let embedder = open(&args.model, &args.vectors, &report)?;
     let cache = Cache::new(args.output.no_cache);
-    let source = Source::new(&embedder, args.vectors.normalization(), args.model.isa_used(), &cache)?;
+    let source = Source::new(&embedder, args.vectors.normalization(), &cache)?;
     let texts: Vec<Vec<&str>> = sets.iter().map(Set::texts).collect();
     let vectors = source.vectors(&texts, &cache, &mut report)?;
 

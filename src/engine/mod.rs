@@ -7,12 +7,18 @@ use crate::model::{self, ModelDesc, Norms};
 use crate::options::{Normalize, Options, Prompt};
 use crate::threads::Threads;
 use crate::tokenize::{Encoding, Tokenizer};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Tokens of one batch for each thread: enough tiles of a few hundred tokens that no thread waits for long.
-const BATCH_TOKENS_PER_THREAD: usize = 4096;
-const MIN_BATCH_TOKENS: usize = 8192;
+mod devices;
+mod stream;
+mod vectors;
+
+pub use devices::DeviceInfo;
+pub use stream::Stream;
+pub use vectors::{Embeddings, TokenCount};
+
 /// Batches' worth of text that is tokenised and sorted by length at a time.
 const WINDOW_BATCHES: usize = 4;
 /// English WordPiece has some 4.5 bytes to a token; only the size of a window hangs on this.
@@ -41,6 +47,7 @@ struct Shared {
     tokenizer: Tokenizer,
     threads: Threads,
     capacity: Capacity,
+    devices: Vec<DeviceInfo>,
     device_name: String,
     device: Mutex<Device>,
 }
@@ -50,80 +57,6 @@ struct Device {
     backend: Box<dyn Backend>,
     batch: PackedBatch,
     vectors: Vec<f32>,
-}
-
-/// How many tokens a row has, and how many of them were computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenCount {
-    /// Tokens that went through the model, special tokens included.
-    pub used: usize,
-    /// Tokens of the whole text, special tokens included.
-    pub total: usize,
-}
-
-impl TokenCount {
-    /// Whether the text was longer than the limit and its end is not in the vector.
-    pub fn truncated(&self) -> bool {
-        self.used < self.total
-    }
-}
-
-/// Vectors of several texts in one buffer, `[len, dim]` row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Embeddings {
-    data: Vec<f32>,
-    dim: usize,
-    tokens: Vec<TokenCount>,
-}
-
-impl Embeddings {
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Floats of one row.
-    pub fn dim(&self) -> usize {
-        self.dim
-    }
-
-    /// The vector of text `i`.
-    ///
-    /// # Panics
-    /// If `i` is not below [`len`](Self::len).
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.dim..(i + 1) * self.dim]
-    }
-
-    /// The vectors in order.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.data.chunks_exact(self.dim)
-    }
-
-    /// All vectors end to end.
-    pub fn as_slice(&self) -> &[f32] {
-        &self.data
-    }
-
-    /// All vectors end to end, without a copy.
-    pub fn into_vec(self) -> Vec<f32> {
-        self.data
-    }
-
-    /// Token counts of each row.
-    pub fn tokens(&self) -> &[TokenCount] {
-        &self.tokens
-    }
-
-    /// The rows whose text was cut.
-    pub fn truncated(&self) -> impl Iterator<Item = usize> {
-        self.tokens.iter().enumerate().filter(|(_, t)| t.truncated()).map(|(i, _)| i)
-    }
 }
 
 impl Embedder {
@@ -164,17 +97,22 @@ impl Embedder {
         }
 
         let threads = Threads::new(options.threads)?;
-        let max_tokens = options
-            .batch_tokens
-            .map_or((BATCH_TOKENS_PER_THREAD * threads.count()).max(MIN_BATCH_TOKENS), |n| n.get());
         let backend_options = BackendOptions {
-            threads: threads.clone(),
-            // one sequence of any length that the model takes must fit
-            max_tokens: max_tokens.max(desc.longest_sequence()),
+            max_tokens: options.batch_tokens.map(NonZeroUsize::get),
             isa: options.isa,
+            precision: options.precision,
+            batch_invariant: options.batch_invariant,
+            ..BackendOptions::new(threads.clone())
         };
-        let backend = backend::open(options.device, &desc, &model.weights, &backend_options)?;
-        let capacity = backend.capacity();
+        let opened =
+            devices::open(&options.device, &backend_options, backend::cuda_devices, |device, options| {
+                backend::open(device, &desc, &model.weights, options)
+            })?;
+        let capacity = opened.capacity();
+        let names: Vec<_> = opened.devices.iter().map(|d| d.name.clone()).collect();
+        let mut warnings = model.warnings;
+        warnings.extend(opened.warnings);
+        let backend = opened.backends.into_iter().next().expect("at least one device was opened");
 
         let embedder = Self {
             prompt: String::new(),
@@ -185,11 +123,12 @@ impl Embedder {
             shared: Arc::new(Shared {
                 dir,
                 parameters: model.weights.parameters(),
-                warnings: model.warnings,
+                warnings,
                 tokenizer,
                 threads,
                 capacity,
-                device_name: backend.name(),
+                device_name: names.join(", "),
+                devices: opened.devices,
                 device: Mutex::new(Device { backend, batch: PackedBatch::default(), vectors: Vec::new() }),
                 desc,
             }),
@@ -305,12 +244,17 @@ impl Embedder {
         &self.shared.warnings
     }
 
-    /// For people: `cpu avx512, 2 threads`.
+    /// The devices that compute; at least one.
+    pub fn devices(&self) -> &[DeviceInfo] {
+        &self.shared.devices
+    }
+
+    /// For people, all devices: `cpu avx512, 2 threads`.
     pub fn device_name(&self) -> &str {
         &self.shared.device_name
     }
 
-    /// The backend's limits and memory.
+    /// Limits and memory of all devices together: tokens of a batch are those that every device takes.
     pub fn capacity(&self) -> Capacity {
         self.shared.capacity
     }
@@ -444,13 +388,7 @@ impl Embedder {
         I: IntoIterator,
         I::Item: AsRef<str> + Sync,
     {
-        Stream {
-            embedder: self,
-            texts: texts.into_iter(),
-            block: Vec::new(),
-            rows: 0,
-            bytes: FIRST_BLOCK_BYTES,
-        }
+        Stream::new(self, texts.into_iter())
     }
 
     /// How many of the texts fill a window; at least one.
@@ -577,43 +515,4 @@ fn check_buffer(out: &[f32], rows: usize, dim: usize) -> Result<()> {
 fn finite(mut rows: Vec<usize>) -> Result<()> {
     rows.sort_unstable();
     if rows.is_empty() { Ok(()) } else { Err(Error::NonFinite { rows }) }
-}
-
-/// The first block of a stream: some 20 sentences.
-const FIRST_BLOCK_BYTES: usize = 2048;
-
-/// Blocks of vectors of a stream of texts; see [`Embedder::stream`].
-#[derive(Debug)]
-pub struct Stream<'e, I: Iterator> {
-    embedder: &'e Embedder,
-    texts: I,
-    block: Vec<I::Item>,
-    rows: usize,
-    bytes: usize,
-}
-
-impl<I> Iterator for Stream<'_, I>
-where
-    I: Iterator,
-    I::Item: AsRef<str> + Sync,
-{
-    type Item = Result<Embeddings>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.block.clear();
-        let mut bytes = 0;
-        while bytes < self.bytes
-            && let Some(text) = self.texts.next()
-        {
-            bytes += row_bytes(text.as_ref());
-            self.block.push(text);
-        }
-        if self.block.is_empty() {
-            return None;
-        }
-        self.bytes = (self.bytes * 2).min(self.embedder.window_bytes());
-        let first = self.rows;
-        self.rows += self.block.len();
-        Some(self.embedder.embed(&self.block).map_err(|e| e.with_first_row(first)))
-    }
 }
