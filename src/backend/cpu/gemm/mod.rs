@@ -4,8 +4,10 @@
 //! cut: any split over threads gives the same bits.
 #![allow(unsafe_code, reason = "threads write parts of one matrix")]
 
+mod half;
 mod pack;
 
+pub(super) use half::{BLOCK, DEPTH, HalfKernels, HalfLinear, HalfProduct, PANEL, half_gemm, scratch_floats};
 pub(super) use pack::{Linear, pack_keys, pack_values};
 
 use super::kernels::{Epilogue, Kernels};

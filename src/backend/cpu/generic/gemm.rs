@@ -4,6 +4,7 @@
 use super::super::gemm::Tile;
 use super::super::vector::{MAX_LANES, Vector};
 use super::activate;
+use crate::model::Activation;
 
 /// Steps of k between two looks at the loop counter.
 const UNROLL: usize = 4;
@@ -13,6 +14,12 @@ pub(in super::super) const LINE_FLOATS: usize = 16;
 
 /// Cache lines of a panel between two looks at the loop counter, on the widest instruction set.
 pub(in super::super) const LINES_A_TURN: usize = UNROLL * 2 * MAX_LANES / LINE_FLOATS;
+
+/// How many of those a tile fetches of a later panel. Few rows are few tiles, which must fetch all of it; low tiles
+/// have the time to.
+pub(in super::super) const fn lines_ahead(mr: usize) -> usize {
+    if mr <= 8 { 4 } else { 2 }
+}
 
 /// The most rows of a tile on any instruction set.
 const MOST_ROWS: usize = 14;
@@ -95,8 +102,9 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
         v.prefetch(b.wrapping_add(512 + nr));
         v.prefetch(b.wrapping_add(512 + 2 * nr));
         v.prefetch(b.wrapping_add(512 + 3 * nr));
-        // fewer blocks than lines of a turn leave some of the next panel out; more repeat some
-        v.prefetch_far(b.wrapping_add(ahead));
+        for line in 0..lines_ahead(MR) {
+            v.prefetch_far(b.wrapping_add(ahead + line * LINE_FLOATS));
+        }
         step!(0);
         step!(1);
         step!(2);
@@ -180,6 +188,40 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
             activate(v, f, &mut padded[..nr]);
         }
         row.copy_from_slice(&padded[..t.columns]);
+    }
+}
+
+/// c = f(sums + bias), or that plus c where there is a residual; for what has its sums in memory. `sums` and `bias` are
+/// of one length, a multiple of `LANES`, `c` is at most as long; `sums` is scratch afterwards.
+#[inline(always)]
+pub(in super::super) fn finish_row<V: Vector>(
+    v: V,
+    sums: &mut [f32],
+    bias: &[f32],
+    activation: Option<Activation>,
+    residual: bool,
+    c: &mut [f32],
+) {
+    let whole = c.len() == sums.len();
+    for at in (0..sums.len()).step_by(V::LANES) {
+        let mut x = v.add(v.load(&sums[at..]), v.load(&bias[at..]));
+        if residual && whole {
+            x = v.add(x, v.load(&c[at..]));
+        }
+        v.store(x, &mut sums[at..]);
+    }
+    if residual && !whole {
+        sums.iter_mut().zip(c.iter()).for_each(|(sum, &old)| *sum += old);
+    }
+    if let Some(f) = activation {
+        activate(v, f, sums);
+    }
+    if whole {
+        for at in (0..sums.len()).step_by(V::LANES) {
+            v.store(v.load(&sums[at..]), &mut c[at..]);
+        }
+    } else {
+        c.copy_from_slice(&sums[..c.len()]);
     }
 }
 

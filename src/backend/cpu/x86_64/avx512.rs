@@ -12,7 +12,7 @@ pub(in super::super) struct Avx512(());
 impl Avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(())
     }
 }
@@ -52,6 +52,7 @@ impl Vector for Avx512 {
     op!(prefetch_far(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T1>(p.cast()));
 
     #[inline(always)]
+    #[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")]
     fn opaque(self, mut p: *const f32) -> *const f32 {
         // SAFETY: no instruction at all
         unsafe { asm!("/* {} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
