@@ -1,19 +1,21 @@
 //! The CPU backend against the reference on random models of awkward shapes, and against itself to the bit
 //! whatever the batch and the number of threads. Tolerances: `docs/numerics.md`.
 
-use berthier::Threads;
 use berthier::backend::cpu::Isa;
-use berthier::backend::{Backend, BackendOptions, Device, open};
+use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
     Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, LayerGroups, LayerWeights,
     ModelDesc, Module, Norms, Pooling, Positions, Tensor, Weights,
 };
+use berthier::{Error, Threads};
 use std::num::NonZeroUsize;
 
 /// Of a component, times the largest component of all vectors (at least 1): f32 sums of up to 1536 products
 /// against f64 sums, through all layers.
 const TOLERANCE: f32 = 4e-6;
+/// The same with inputs and weights of the layers' products rounded to bf16, eight bits of mantissa.
+const HALF_TOLERANCE: f32 = 4e-2;
 
 fn desc(hidden: usize, heads: usize, intermediate: usize, layers: usize) -> ModelDesc {
     ModelDesc {
@@ -72,9 +74,36 @@ fn backend(
     threads: usize,
     isa: Option<Isa>,
 ) -> Box<dyn Backend> {
+    backend_in(Precision::Fp32, device, desc, weights, threads, isa).unwrap()
+}
+
+fn backend_in(
+    precision: Precision,
+    device: Device,
+    desc: &ModelDesc,
+    weights: &Weights,
+    threads: usize,
+    isa: Option<Isa>,
+) -> Result<Box<dyn Backend>, Error> {
     let threads = Threads::new(NonZeroUsize::new(threads)).unwrap();
-    let options = BackendOptions { isa, max_tokens: Some(8192), ..BackendOptions::new(threads) };
-    open(device, desc, weights, &options).unwrap()
+    let options = BackendOptions { isa, precision, max_tokens: Some(8192), ..BackendOptions::new(threads) };
+    open(device, desc, weights, &options)
+}
+
+/// What this machine's CPU computes in, with the tolerances.
+fn precisions(desc: &ModelDesc, weights: &Weights) -> Vec<(Isa, Precision, f32)> {
+    let mut all: Vec<_> = Isa::available().into_iter().map(|isa| (isa, Precision::Fp32, TOLERANCE)).collect();
+    for isa in Isa::available() {
+        match backend_in(Precision::Bf16, Device::Cpu, desc, weights, 1, Some(isa)) {
+            Ok(cpu) => {
+                assert_eq!(cpu.precision(), Precision::Bf16, "what was asked for");
+                all.push((isa, Precision::Bf16, HALF_TOLERANCE));
+            }
+            Err(Error::InvalidOption { name: "precision", .. }) => {}
+            Err(e) => panic!("{isa}: {e}"),
+        }
+    }
+    all
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -93,15 +122,15 @@ fn check(desc: &ModelDesc, seqlens: &[usize], normalize: bool) {
     assert!(want.iter().all(|v| v.is_finite()));
     let largest = want.iter().fold(1f32, |a, v| a.max(v.abs()));
 
-    for isa in Isa::available() {
+    for (isa, precision, tolerance) in precisions(desc, &weights) {
         let mut first: Option<Vec<u32>> = None;
         for threads in [1, 2, 3] {
-            let mut cpu = backend(Device::Cpu, desc, &weights, threads, Some(isa));
+            let mut cpu = backend_in(precision, Device::Cpu, desc, &weights, threads, Some(isa)).unwrap();
             let got = run(&mut *cpu, batch(&all, &seqs, normalize), dim);
             for (i, (g, w)) in got.iter().zip(&want).enumerate() {
                 assert!(
-                    (g - w).abs() <= TOLERANCE * largest,
-                    "{isa}, {threads} threads, row {}, component {}: {g}, reference {w}",
+                    (g - w).abs() <= tolerance * largest,
+                    "{isa} {precision}, {threads} threads, row {}, component {}: {g}, reference {w}",
                     i / dim,
                     i % dim
                 );
@@ -299,12 +328,12 @@ fn broken_weights_give_broken_vectors_and_not_plausible_ones() {
         values[5] = value;
         weights.layers[0].key.weight = Tensor::from_f32("key", &[24, 24], &values);
         let seqs = sequences(&[5, 30], &desc);
-        for isa in Isa::available() {
+        for (isa, precision, _) in precisions(&desc, &weights) {
             for pooling in [Pooling::Mean, Pooling::Max, Pooling::Cls] {
                 let desc = ModelDesc { pooling: vec![pooling], ..desc.clone() };
-                let mut cpu = backend(Device::Cpu, &desc, &weights, 1, Some(isa));
+                let mut cpu = backend_in(precision, Device::Cpu, &desc, &weights, 1, Some(isa)).unwrap();
                 let out = run(&mut *cpu, batch(&[0, 1], &seqs, true), desc.dim());
-                assert!(out.iter().all(|v| v.is_nan()), "{isa} {pooling:?} {value}");
+                assert!(out.iter().all(|v| v.is_nan()), "{isa} {precision} {pooling:?} {value}");
             }
         }
     }

@@ -76,8 +76,8 @@ pub(crate) struct ModelArgs {
     pub(crate) device: DeviceChoice,
     /// Numbers that the device computes in: auto, fp32, fp16 or bf16; sums are fp32 [auto: fp32 on the CPU, fp16 on a GPU]
     ///
-    /// On a GPU, auto takes bf16 where the model's numbers do not fit fp16. A precision that the device does not have is
-    /// an error.
+    /// On the CPU, bf16 needs AMX, and attention, norms and sums stay fp32. On a GPU, auto takes bf16 where the model's
+    /// numbers do not fit fp16. A precision that the device does not have is an error.
     #[arg(long, env = "BERTHIER_PRECISION", help_heading = MODEL, default_value_t)]
     pub(crate) precision: Precision,
     /// A text's vector never depends on the texts beside it, to the bit, also on a GPU, where that costs speed

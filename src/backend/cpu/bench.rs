@@ -2,7 +2,8 @@
 #![allow(missing_docs, reason = "for the benches only")]
 
 use super::Isa;
-use super::gemm::{Linear, Matrix, gemm};
+use super::buffer::Buffer;
+use super::gemm::{HalfKernels, HalfLinear, Linear, Matrix, gemm, half_gemm, scratch_floats};
 use super::kernels::Kernels;
 use super::team::Team;
 use super::workspace::row_stride;
@@ -19,15 +20,52 @@ pub struct Gemm {
     k: usize,
 }
 
+/// A layer whose weights are some numbers or other.
+fn linear(n: usize, k: usize) -> model::Linear {
+    let values: Vec<f32> = (0..n * k).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
+    model::Linear {
+        weight: Tensor::from_f32("w", &[n, k], &values),
+        bias: Some(Tensor::from_f32("b", &[n], &vec![0.1; n])),
+    }
+}
+
+/// As `Gemm`, in bf16.
+pub struct HalfGemm {
+    kernels: &'static HalfKernels,
+    w: HalfLinear,
+    a: Vec<f32>,
+    scratch: Buffer,
+    c: Vec<f32>,
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+impl HalfGemm {
+    /// None where the machine cannot.
+    pub fn new(isa: Isa, m: usize, n: usize, k: usize) -> Option<Self> {
+        let kernels = isa.half_kernels()?;
+        let w = HalfLinear::pack(&[(&linear(n, k), 1.0)], Team::One);
+        let scratch = Buffer::zeroed(scratch_floats(m, k));
+        let (a, c) = (vec![0.5; m * row_stride(k)], vec![0.0; m * row_stride(n)]);
+        Some(Self { kernels, w, a, scratch, c, m, n, k })
+    }
+
+    pub fn flops(&self) -> f64 {
+        2.0 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
+    pub fn run(&mut self, activation: Option<Activation>, residual: bool) {
+        let a = Matrix::new(&self.a, self.m, self.k, row_stride(self.k));
+        let (scratch, stride) = (&mut self.scratch, row_stride(self.n));
+        half_gemm(self.kernels, Team::One, a, &self.w, activation, residual, scratch, &mut self.c, stride);
+    }
+}
+
 impl Gemm {
     pub fn new(isa: Isa, m: usize, n: usize, k: usize) -> Self {
         let kernels = isa.kernels().expect("one of Isa::available");
-        let values: Vec<f32> = (0..n * k).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
-        let linear = model::Linear {
-            weight: Tensor::from_f32("w", &[n, k], &values),
-            bias: Some(Tensor::from_f32("b", &[n], &vec![0.1; n])),
-        };
-        let w = Linear::pack(&[(&linear, 1.0)], kernels.nr, Team::One);
+        let w = Linear::pack(&[(&linear(n, k), 1.0)], kernels.nr, Team::One);
         Self { kernels, w, a: vec![0.5; m * row_stride(k)], c: vec![0.0; m * row_stride(n)], m, n, k }
     }
 

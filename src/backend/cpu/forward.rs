@@ -6,13 +6,13 @@
 #![allow(unsafe_code, reason = "threads write rows of one matrix")]
 
 use super::buffer::Buffer;
-use super::gemm::{Matrix, Panels, SharedMut, gemm, pack_keys, pack_values};
+use super::gemm::{Matrix, Panels, SharedMut, gemm, half_gemm, pack_keys, pack_values};
 use super::kernels::{Epilogue, Kernels};
 use super::team::Team;
-use super::weights::{Module, Norm, Packed, Residual, Rotary};
+use super::weights::{Module, Norm, Packed, Product, Residual, Rotary};
 use super::workspace::{HeadScratch, Pool, Workspace, matrix, matrix_mut, row_stride};
 use crate::batch::PackedBatch;
-use crate::model::{self, AttentionBias, FeedForward, ModelDesc, Norms, Positions};
+use crate::model::{self, Activation, AttentionBias, FeedForward, ModelDesc, Norms, Positions};
 use std::ops::Range;
 
 /// What every tile reads.
@@ -67,7 +67,7 @@ impl Forward<'_> {
                 self.normed(team, norm, from, &matrix_mut(&mut ws.context, m, h, x_stride));
             }
             let input = matrix(if normed.is_some() { &ws.context } else { &ws.x }, m, h, x_stride);
-            gemm(kernels, team, input, &layer.qkv, None, false, &mut ws.wide, qkv_stride);
+            product(kernels, team, input, &layer.qkv, None, false, &mut ws.narrow, &mut ws.wide, qkv_stride);
             if let Some(norms) = &layer.query_key_norms {
                 let eps = self.desc.layer_norm_eps;
                 each_row(team, &matrix_mut(&mut ws.wide, m, 3 * h, qkv_stride), |_, row| {
@@ -88,7 +88,17 @@ impl Forward<'_> {
             let context = matrix_mut(&mut ws.context, m, h, x_stride);
             self.attention(team, seqs.clone(), reach, qkv, &context);
             let context = matrix(&ws.context, m, h, x_stride);
-            gemm(kernels, team, context, &layer.attention_output, None, true, &mut ws.x, x_stride);
+            product(
+                kernels,
+                team,
+                context,
+                &layer.attention_output,
+                None,
+                true,
+                &mut ws.narrow,
+                &mut ws.x,
+                x_stride,
+            );
 
             if pre {
                 let from = matrix(&ws.x, m, h, x_stride);
@@ -102,7 +112,17 @@ impl Forward<'_> {
                 FeedForward::Plain => Some(self.desc.hidden_act),
                 FeedForward::Gated => None,
             };
-            gemm(kernels, team, input, &layer.intermediate, act, false, &mut ws.wide, inner_stride);
+            product(
+                kernels,
+                team,
+                input,
+                &layer.intermediate,
+                act,
+                false,
+                &mut ws.narrow,
+                &mut ws.wide,
+                inner_stride,
+            );
             match self.desc.feed_forward {
                 FeedForward::Plain => {}
                 FeedForward::Gated => {
@@ -114,7 +134,7 @@ impl Forward<'_> {
                 }
             }
             let inner = matrix(&ws.wide, m, i, inner_stride);
-            gemm(kernels, team, inner, &layer.output, None, true, &mut ws.x, x_stride);
+            product(kernels, team, inner, &layer.output, None, true, &mut ws.narrow, &mut ws.x, x_stride);
             if !pre {
                 self.layernorm(team, &layer.output_norm, &matrix_mut(&mut ws.x, m, h, x_stride));
             }
@@ -343,6 +363,24 @@ impl Forward<'_> {
             // SAFETY: the caller leaves these rows and columns to us
             unsafe { self.kernels.gemm(p, &values, 0..rows, 0..value_panels, epilogue, &out) };
         }
+    }
+}
+
+/// out = f(a · w + bias) or that plus out, as the layer's weights were packed; `narrow` is scratch.
+fn product(
+    kernels: &Kernels,
+    team: Team<'_>,
+    a: Matrix<'_>,
+    w: &Product,
+    activation: Option<Activation>,
+    residual: bool,
+    narrow: &mut Buffer,
+    out: &mut [f32],
+    stride: usize,
+) {
+    match w {
+        Product::F32(w) => gemm(kernels, team, a, w, activation, residual, out, stride),
+        Product::Bf16(w, half) => half_gemm(half, team, a, w, activation, residual, narrow, out, stride),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Instruction sets: which there are, which this machine has, and the table of kernels of each.
 
+use super::gemm::HalfKernels;
 use super::kernels::Kernels;
 use super::portable;
 use crate::error::{Error, Result};
@@ -81,6 +82,17 @@ impl Isa {
                 ),
             }
         })
+    }
+
+    /// Its kernels for products in bf16, if this machine can run them.
+    pub(super) fn half_kernels(self) -> Option<&'static HalfKernels> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => super::x86_64::amx::kernels(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 => None,
+            Self::Portable | Self::Avx2 => None,
+        }
     }
 
     /// Its kernels if this machine can run them: the one way to a table.

@@ -2,7 +2,11 @@
 //! Outputs start as NaN between NaN guard bands. Bounds: `docs/numerics.md`.
 
 use super::super::reference;
-use super::gemm::{Linear, Matrix, SharedMut, pack_keys, pack_values};
+use super::buffer::Buffer;
+use super::gemm::{
+    BLOCK, DEPTH, HalfKernels, HalfLinear, Linear, Matrix, PANEL, SharedMut, half_gemm, pack_keys,
+    pack_values, scratch_floats,
+};
 use super::kernels::{Epilogue, Kernels};
 use super::team::Team;
 use super::workspace::row_stride;
@@ -268,6 +272,138 @@ fn gemm_matches_reference() {
         }
         for (m, n, k) in [(29, 384, 384), (15, 1536, 384), (16, 384, 1536), (3, 768, 768), (50, 1152, 384)] {
             check_gemm(isa, kernels, m, n, k, &threads);
+        }
+    });
+}
+
+/// As `each_isa`, those with products in bf16.
+#[allow(clippy::print_stderr, reason = "a test that skips says so")]
+fn each_half_isa(mut f: impl FnMut(Isa, &'static HalfKernels)) {
+    let mut any = false;
+    for isa in Isa::available() {
+        if let Some(kernels) = isa.half_kernels() {
+            any = true;
+            f(isa, kernels);
+        }
+    }
+    if !any {
+        eprintln!("SKIP: no products in bf16 on this machine");
+    }
+}
+
+/// The nearest bf16, as an f32.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect()
+}
+
+/// `half_gemm` over whole rows of `n`; scratch and output start as NaN.
+fn run_half(
+    kernels: &HalfKernels,
+    team: Team<'_>,
+    a: Matrix<'_>,
+    w: &HalfLinear,
+    f: Option<Activation>,
+    old: Option<&[f32]>,
+    n: usize,
+) -> Vec<f32> {
+    let mut scratch = Buffer::zeroed(scratch_floats(a.rows, a.columns));
+    scratch.fill(f32::NAN);
+    let mut c = old.map_or_else(|| Guarded::nan(a.rows * n), Guarded::new);
+    half_gemm(kernels, team, a, w, f, old.is_some(), &mut scratch, c.get(), n);
+    c.get().to_vec()
+}
+
+#[test]
+fn half_gemm_matches_reference() {
+    let threads = Threads::new(NonZeroUsize::new(3)).unwrap();
+    each_half_isa(|isa, kernels| {
+        let check = |m: usize, n: usize, k: usize| {
+            let l = linear(n, k, 5);
+            let packed = HalfLinear::pack(&[(&l, 1.0)], Team::One);
+            let (weight, bias) = (rounded(&l.weight.to_f32()), l.bias.as_ref().unwrap().to_f32());
+            let (a, old) = (random(m * k, 9), random(m * n, 11));
+            let exact = rounded(&a);
+            let a = Matrix::new(&a, m, k, k);
+            for (f, residual) in [(None, false), (None, true), (Some(Activation::Gelu), false)] {
+                let old = residual.then_some(&old[..]);
+                let one = run_half(kernels, Team::One, a, &packed, f, old, n);
+                let all = run_half(kernels, Team::All(&threads), a, &packed, f, old, n);
+                for i in 0..m {
+                    for j in 0..n {
+                        let (x, w) = (&exact[i * k..][..k], &weight[j * k..][..k]);
+                        let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        let mut want =
+                            dot + f64::from(bias[j]) + old.map_or(0.0, |o| f64::from(o[i * n + j]));
+                        if let Some(f) = f {
+                            want = f64::from(reference::activation(f, want as f32));
+                        }
+                        let (got, bound) = (one[i * n + j], 1.2 * chain_bound(x, w));
+                        let error = (f64::from(got) - want).abs();
+                        assert!(error <= bound, "{isa} {m}x{n}x{k} {f:?} {residual} at {i},{j}: {error:e}");
+                        assert_eq!(
+                            got.to_bits(),
+                            all[i * n + j].to_bits(),
+                            "{isa} {m}x{n}x{k} at {i},{j}: threads"
+                        );
+                    }
+                }
+            }
+        };
+        for m in [1, 15, 16, 17, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3] {
+            for n in [1, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL + 17] {
+                for k in [1, 2, DEPTH - 1, DEPTH, DEPTH + 1, 2 * DEPTH + 5] {
+                    check(m, n, k);
+                }
+            }
+        }
+        for (m, n, k) in [(50, 1152, 384), (33, 384, 1536), (3, 768, 768)] {
+            check(m, n, k);
+        }
+    });
+}
+
+#[test]
+fn half_gemm_rows_do_not_depend_on_their_neighbours() {
+    each_half_isa(|isa, kernels| {
+        let (n, k) = (2 * PANEL + 3, 3 * DEPTH + 7);
+        let packed = HalfLinear::pack(&[(&linear(n, k, 2), 1.0)], Team::One);
+        let (row, mut want) = (random(k, 21), None);
+        for m in 1..=2 * BLOCK + 1 {
+            for place in [0, m / 2, m - 1] {
+                // NaN around it: nothing of another row comes in
+                let mut a = vec![f32::NAN; m * k];
+                a[place * k..][..k].copy_from_slice(&row);
+                let a = Matrix::new(&a, m, k, k);
+                let c = run_half(kernels, Team::One, a, &packed, Some(Activation::Gelu), None, n);
+                let bits: Vec<u32> = c[place * n..][..n].iter().map(|v| v.to_bits()).collect();
+                assert_eq!(*want.get_or_insert_with(|| bits.clone()), bits, "{isa}: row {place} of {m}");
+            }
+        }
+    });
+}
+
+#[test]
+fn half_gemm_of_parts_is_scaled_before_it_is_rounded() {
+    each_half_isa(|isa, kernels| {
+        let (h, k, m) = (21, 40, 5);
+        let parts = [linear(h, k, 1), linear(h, k, 3)];
+        let fused = HalfLinear::pack(&[(&parts[0], 0.3), (&parts[1], 1.0)], Team::One);
+        let a = random(m * k, 9);
+        let a = Matrix::new(&a, m, k, k);
+        let c = run_half(kernels, Team::One, a, &fused, None, None, 2 * h);
+        for (at, (part, factor)) in parts.iter().zip([0.3, 1.0]).enumerate() {
+            let scaled = |t: &Tensor| -> Vec<f32> {
+                t.to_f32().iter().map(|&x| (f64::from(x) * factor) as f32).collect()
+            };
+            let one = model::Linear {
+                weight: Tensor::from_f32("w", &[h, k], &scaled(&part.weight)),
+                bias: Some(Tensor::from_f32("b", &[h], &scaled(part.bias.as_ref().unwrap()))),
+            };
+            let want =
+                run_half(kernels, Team::One, a, &HalfLinear::pack(&[(&one, 1.0)], Team::One), None, None, h);
+            for i in 0..m {
+                assert_eq!(c[i * 2 * h + at * h..][..h], want[i * h..][..h], "{isa}: part {at}, row {i}");
+            }
         }
     });
 }

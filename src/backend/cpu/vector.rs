@@ -25,6 +25,14 @@ pub(super) trait Vector: Copy {
 
     /// Brings the cache line of `p` near; `p` may point anywhere.
     fn prefetch(self, p: *const f32);
+    /// As `prefetch`, as far as the level 2 cache.
+    fn prefetch_far(self, p: *const f32);
+
+    /// `p`, without the compiler knowing where it comes from.
+    #[inline(always)]
+    fn opaque(self, p: *const f32) -> *const f32 {
+        p
+    }
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;

@@ -1,7 +1,7 @@
 //! The model's weights in the kernels' layout.
 
 use super::buffer::Buffer;
-use super::gemm::Linear;
+use super::gemm::{HalfKernels, HalfLinear, Linear};
 use super::team::Team;
 use crate::model::{
     self, Activation, AttentionBias, ModelDesc, ModuleWeights, Positions, Tensor, alibi_slope,
@@ -92,17 +92,44 @@ impl Module {
     }
 }
 
+/// A product of a layer.
+pub(super) enum Product {
+    F32(Linear),
+    Bf16(HalfLinear, &'static HalfKernels),
+}
+
+impl Product {
+    fn pack(
+        parts: &[(&model::Linear, f64)],
+        nr: usize,
+        half: Option<&'static HalfKernels>,
+        team: Team<'_>,
+    ) -> Self {
+        match half {
+            None => Self::F32(Linear::pack(parts, nr, team)),
+            Some(kernels) => Self::Bf16(HalfLinear::pack(parts, team), kernels),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(linear) => linear.bytes(),
+            Self::Bf16(linear, _) => linear.bytes(),
+        }
+    }
+}
+
 /// One encoder layer.
 pub(super) struct Layer {
     /// Query, key and value side by side, `[3 * hidden, hidden]`; 1/√head_dim is in the query's part, or in its norm.
-    pub(super) qkv: Linear,
+    pub(super) qkv: Product,
     /// Of queries and keys.
     pub(super) query_key_norms: Option<[Norm; 2]>,
-    pub(super) attention_output: Linear,
+    pub(super) attention_output: Product,
     /// None is the identity.
     pub(super) attention_norm: Option<Norm>,
-    pub(super) intermediate: Linear,
-    pub(super) output: Linear,
+    pub(super) intermediate: Product,
+    pub(super) output: Product,
     pub(super) output_norm: Norm,
 }
 
@@ -192,16 +219,24 @@ fn attention_bias(desc: &ModelDesc, weights: &model::Weights) -> Buffer {
 }
 
 impl Packed {
-    pub(super) fn new(desc: &ModelDesc, weights: &model::Weights, nr: usize, team: Team<'_>) -> Self {
+    /// Packs the layers' products for `half` kernels where there are some; all others are in f32.
+    pub(super) fn new(
+        desc: &ModelDesc,
+        weights: &model::Weights,
+        nr: usize,
+        half: Option<&'static HalfKernels>,
+        team: Team<'_>,
+    ) -> Self {
         let scale = 1.0 / (desc.head_dim() as f64).sqrt();
         let linear = |l: &model::Linear| Linear::pack(&[(l, 1.0)], nr, team);
+        let product = |l: &model::Linear| Product::pack(&[(l, 1.0)], nr, half, team);
         let layers = weights
             .layers
             .iter()
             .map(|l| Layer {
                 qkv: {
                     let scale = if l.query_norm.is_some() { 1.0 } else { scale };
-                    Linear::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, team)
+                    Product::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, half, team)
                 },
                 query_key_norms: match (&l.query_norm, &l.key_norm) {
                     (Some(query), Some(key)) => Some([Norm::scaled(query, scale), Norm::new(key)]),
@@ -210,10 +245,10 @@ impl Packed {
                         panic!("queries and keys are both normed or neither")
                     }
                 },
-                attention_output: linear(&l.attention_output),
+                attention_output: product(&l.attention_output),
                 attention_norm: l.attention_norm.as_ref().map(Norm::new),
-                intermediate: linear(&l.intermediate),
-                output: linear(&l.output),
+                intermediate: product(&l.intermediate),
+                output: product(&l.output),
                 output_norm: Norm::new(&l.output_norm),
             })
             .collect();
@@ -257,7 +292,7 @@ impl Packed {
             .iter()
             .map(|l| {
                 [&l.qkv, &l.attention_output, &l.intermediate, &l.output]
-                    .map(Linear::bytes)
+                    .map(Product::bytes)
                     .iter()
                     .sum::<usize>()
                     + l.query_key_norms.iter().flatten().map(Norm::bytes).sum::<usize>()

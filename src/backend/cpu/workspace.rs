@@ -1,7 +1,7 @@
 //! Activation buffers, made once at load; the steady state allocates nothing.
 
 use super::buffer::Buffer;
-use super::gemm::{Matrix, SharedMut};
+use super::gemm::{Matrix, SharedMut, scratch_floats};
 use crate::model::ModelDesc;
 use std::sync::{Mutex, PoisonError};
 
@@ -29,6 +29,8 @@ pub(super) struct Workspace {
     /// else empty
     pub(super) sum: Buffer,
     pub(super) embedding_stride: usize,
+    /// Rows of a product's input in bf16; empty where products are in f32
+    pub(super) narrow: Buffer,
     /// Pooled vectors on their way through the modules behind the pooling, `[tokens, widest]` each: input and
     /// output of a product. Of no size where there is no module.
     pub(super) pooled: [Buffer; 2],
@@ -36,7 +38,7 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    pub(super) fn new(desc: &ModelDesc, tokens: usize) -> Self {
+    pub(super) fn new(desc: &ModelDesc, tokens: usize, half: bool) -> Self {
         let x_stride = row_stride(desc.hidden_size);
         let qkv_stride = row_stride(3 * desc.hidden_size);
         let inner_stride = row_stride(desc.inner_width());
@@ -64,6 +66,11 @@ impl Workspace {
             inner_stride,
             sum: Buffer::zeroed(if desc.pooled_layers > 1 { tokens * x_stride } else { 0 }),
             embedding_stride,
+            narrow: Buffer::zeroed(if half {
+                scratch_floats(tokens, desc.hidden_size.max(desc.intermediate_size))
+            } else {
+                0
+            }),
             pooled: [pooled(), pooled()],
             pooled_stride,
         }
@@ -85,7 +92,12 @@ impl Workspace {
 
     pub(super) fn bytes(&self) -> usize {
         let pooled = 2 * self.pooled[0].len();
-        4 * (self.x.len() + self.context.len() + self.wide.len() + self.sum.len() + pooled)
+        4 * (self.x.len()
+            + self.context.len()
+            + self.wide.len()
+            + self.sum.len()
+            + self.narrow.len()
+            + pooled)
     }
 }
 

@@ -4,8 +4,10 @@
 //! cut: any split over threads gives the same bits.
 #![allow(unsafe_code, reason = "threads write parts of one matrix")]
 
+mod half;
 mod pack;
 
+pub(super) use half::{BLOCK, DEPTH, HalfKernels, HalfLinear, HalfProduct, PANEL, half_gemm, scratch_floats};
 pub(super) use pack::{Linear, pack_keys, pack_values};
 
 use super::kernels::{Epilogue, Kernels};
@@ -21,6 +23,8 @@ pub(super) struct Tile {
     pub(super) a_stride: usize,
     /// `[k, NR]`
     pub(super) b: *const f32,
+    /// Floats from each line of the panel to one that a later call needs.
+    pub(super) ahead: usize,
     /// `[NR]` or null
     pub(super) bias: *const f32,
     /// `[rows]` or null

@@ -23,14 +23,6 @@ impl Linear {
         let n = rows * parts.len();
         let count = n.div_ceil(nr);
         let mut panels = Buffer::zeroed(count * nr * k);
-        let mut bias = Buffer::zeroed(count * nr);
-        for (part, &(linear, factor)) in parts.iter().enumerate() {
-            let out = &mut bias[part * rows..][..rows];
-            if let Some(bias) = &linear.bias {
-                bias.read_f32(0, out);
-            }
-            scale(out, factor);
-        }
         // one panel a row
         let out = SharedMut::new(&mut panels, count, k * nr, k * nr);
         team.for_each(count, |p| {
@@ -47,7 +39,7 @@ impl Linear {
                 }
             }
         });
-        Self { panels, bias, n, k, nr }
+        Self { panels, bias: bias(parts, rows, count * nr), n, k, nr }
     }
 
     pub(in super::super) fn panels(&self) -> Panels<'_> {
@@ -64,8 +56,21 @@ impl Linear {
     }
 }
 
+/// The biases of linear layers of `rows` outputs each, side by side, each times its factor, in `len` floats.
+pub(super) fn bias(parts: &[(&model::Linear, f64)], rows: usize, len: usize) -> Buffer {
+    let mut all = Buffer::zeroed(len);
+    for (part, &(linear, factor)) in parts.iter().enumerate() {
+        let out = &mut all[part * rows..][..rows];
+        if let Some(bias) = &linear.bias {
+            bias.read_f32(0, out);
+        }
+        scale(out, factor);
+    }
+    all
+}
+
 /// Times a factor that need not be an f32, rounded once.
-fn scale(x: &mut [f32], factor: f64) {
+pub(super) fn scale(x: &mut [f32], factor: f64) {
     if factor != 1.0 {
         x.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
     }
@@ -89,6 +94,14 @@ pub(in super::super) fn pack_keys<'a>(keys: Matrix<'_>, nr: usize, out: &'a mut 
     Panels { data: out, n: n.next_multiple_of(nr), k: d, nr }
 }
 
+/// Sixteen floats at a time: a copy of a length that is not known is a call, which for 32 floats costs more than they.
+fn copy(from: &[f32], to: &mut [f32]) {
+    let (from, from_tail) = from.as_chunks::<16>();
+    let (to, to_tail) = to.as_chunks_mut::<16>();
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    to_tail.copy_from_slice(from_tail);
+}
+
 /// Values `[seqlen, d]` as their own panels.
 pub(in super::super) fn pack_values<'a>(values: Matrix<'_>, nr: usize, out: &'a mut [f32]) -> Panels<'a> {
     let (k, d) = (values.rows, values.columns);
@@ -97,7 +110,7 @@ pub(in super::super) fn pack_values<'a>(values: Matrix<'_>, nr: usize, out: &'a 
         let columns = p * nr..d.min((p + 1) * nr);
         for (t, place) in panel.chunks_exact_mut(nr).enumerate() {
             let (filled, rest) = place.split_at_mut(columns.len());
-            filled.copy_from_slice(&values.row(t)[columns.clone()]);
+            copy(&values.row(t)[columns.clone()], filled);
             rest.fill(0.0);
         }
     }

@@ -2,11 +2,24 @@
 #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
 
 use super::super::gemm::Tile;
-use super::super::vector::Vector;
+use super::super::vector::{MAX_LANES, Vector};
 use super::activate;
+use crate::model::Activation;
 
 /// Steps of k between two looks at the loop counter.
 const UNROLL: usize = 4;
+
+/// Floats of a cache line.
+pub(in super::super) const LINE_FLOATS: usize = 16;
+
+/// Cache lines of a panel between two looks at the loop counter, on the widest instruction set.
+pub(in super::super) const LINES_A_TURN: usize = UNROLL * 2 * MAX_LANES / LINE_FLOATS;
+
+/// How many of those a tile fetches of a later panel. Few rows are few tiles, which must fetch all of it; low tiles
+/// have the time to.
+pub(in super::super) const fn lines_ahead(mr: usize) -> usize {
+    if mr <= 8 { 4 } else { 2 }
+}
 
 /// The most rows of a tile on any instruction set.
 const MOST_ROWS: usize = 14;
@@ -43,8 +56,16 @@ macro_rules! each_row {
 pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: usize>(v: V, t: &Tile) {
     const { assert!(MR <= MOST_ROWS, "each_row counts so far") };
     let mut acc = [[v.splat(0.0); NV]; MR];
-    let (mut a, mut b) = (t.a, t.b);
-    let stride = t.a_stride;
+    // Four rows from each of these, at offsets that an address can hold. Opaque, because otherwise the compiler
+    // makes itself a pointer for each row and has no registers left: one more pointer in this loop cost 30%.
+    let mut a = [
+        t.a,
+        t.a.wrapping_add(4 * t.a_stride),
+        t.a.wrapping_add(8 * t.a_stride),
+        t.a.wrapping_add(12 * t.a_stride),
+    ];
+    let (mut b, ahead) = (t.b, t.ahead);
+    let (stride, stride3) = (t.a_stride, 3 * t.a_stride);
     let nr = NV * V::LANES;
 
     /// One step of k, `$u` behind `a` and `b`.
@@ -57,7 +78,13 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
                     w[j] = v.load_raw(b.add($u * nr + j * V::LANES));
                 }
                 each_row!(I, {
-                    let x = v.splat(*a.add(I * stride + $u));
+                    let row = match I % 4 {
+                        0 => a[I / 4],
+                        1 => a[I / 4].add(stride),
+                        2 => a[I / 4].add(2 * stride),
+                        _ => a[I / 4].add(stride3),
+                    };
+                    let x = v.splat(*row.add($u));
                     for j in 0..NV {
                         acc[I][j] = v.mul_add(x, w[j], acc[I][j]);
                     }
@@ -67,23 +94,33 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
     }
     let mut left = t.k;
     while left >= UNROLL {
+        for p in &mut a[..MR.div_ceil(4)] {
+            *p = v.opaque(*p);
+        }
         // 2 KiB ahead in the panel: some 16 steps, the latency of the level 2 cache and more
         v.prefetch(b.wrapping_add(512));
         v.prefetch(b.wrapping_add(512 + nr));
         v.prefetch(b.wrapping_add(512 + 2 * nr));
         v.prefetch(b.wrapping_add(512 + 3 * nr));
+        for line in 0..lines_ahead(MR) {
+            v.prefetch_far(b.wrapping_add(ahead + line * LINE_FLOATS));
+        }
         step!(0);
         step!(1);
         step!(2);
         step!(3);
         left -= UNROLL;
-        a = a.wrapping_add(UNROLL);
+        for p in &mut a[..MR.div_ceil(4)] {
+            *p = p.wrapping_add(UNROLL);
+        }
         b = b.wrapping_add(UNROLL * nr);
     }
     while left > 0 {
         step!(0);
         left -= 1;
-        a = a.wrapping_add(1);
+        for p in &mut a[..MR.div_ceil(4)] {
+            *p = p.wrapping_add(1);
+        }
         b = b.wrapping_add(nr);
     }
 
@@ -133,7 +170,7 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
     }
 
     // the last panel of a product whose width is no multiple of NR: by way of the stack
-    let mut padded = [[0.0; 2 * super::super::vector::MAX_LANES]; MR];
+    let mut padded = [[0.0; 2 * MAX_LANES]; MR];
     each_row!(I, {
         for j in 0..NV {
             v.store(acc[I][j], &mut padded[I][j * V::LANES..]);
@@ -151,6 +188,40 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
             activate(v, f, &mut padded[..nr]);
         }
         row.copy_from_slice(&padded[..t.columns]);
+    }
+}
+
+/// c = f(sums + bias), or that plus c where there is a residual; for what has its sums in memory. `sums` and `bias` are
+/// of one length, a multiple of `LANES`, `c` is at most as long; `sums` is scratch afterwards.
+#[inline(always)]
+pub(in super::super) fn finish_row<V: Vector>(
+    v: V,
+    sums: &mut [f32],
+    bias: &[f32],
+    activation: Option<Activation>,
+    residual: bool,
+    c: &mut [f32],
+) {
+    let whole = c.len() == sums.len();
+    for at in (0..sums.len()).step_by(V::LANES) {
+        let mut x = v.add(v.load(&sums[at..]), v.load(&bias[at..]));
+        if residual && whole {
+            x = v.add(x, v.load(&c[at..]));
+        }
+        v.store(x, &mut sums[at..]);
+    }
+    if residual && !whole {
+        sums.iter_mut().zip(c.iter()).for_each(|(sum, &old)| *sum += old);
+    }
+    if let Some(f) = activation {
+        activate(v, f, sums);
+    }
+    if whole {
+        for at in (0..sums.len()).step_by(V::LANES) {
+            v.store(v.load(&sums[at..]), &mut c[at..]);
+        }
+    } else {
+        c.copy_from_slice(&sums[..c.len()]);
     }
 }
 

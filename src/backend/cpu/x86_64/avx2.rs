@@ -48,6 +48,7 @@ impl Vector for Avx2 {
     }
 
     op!(prefetch(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T0>(p.cast()));
+    op!(prefetch_far(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T1>(p.cast()));
     op!(add(a: __m256, b: __m256) -> __m256, _mm256_add_ps(a, b));
     op!(sub(a: __m256, b: __m256) -> __m256, _mm256_sub_ps(a, b));
     op!(mul(a: __m256, b: __m256) -> __m256, _mm256_mul_ps(a, b));

@@ -2,6 +2,7 @@
 
 use super::super::kernels::{Kernels, instantiate};
 use super::super::vector::Vector;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Proof that the machine has AVX-512 F, BW, DQ and VL: only a function compiled for them makes one.
@@ -11,7 +12,7 @@ pub(in super::super) struct Avx512(());
 impl Avx512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(())
     }
 }
@@ -48,6 +49,16 @@ impl Vector for Avx512 {
     }
 
     op!(prefetch(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T0>(p.cast()));
+    op!(prefetch_far(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T1>(p.cast()));
+
+    #[inline(always)]
+    #[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")]
+    fn opaque(self, mut p: *const f32) -> *const f32 {
+        // SAFETY: no instruction at all
+        unsafe { asm!("/* {} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+        p
+    }
+
     op!(add(a: __m512, b: __m512) -> __m512, _mm512_add_ps(a, b));
     op!(sub(a: __m512, b: __m512) -> __m512, _mm512_sub_ps(a, b));
     op!(mul(a: __m512, b: __m512) -> __m512, _mm512_mul_ps(a, b));

@@ -1,5 +1,6 @@
 //! The x86-64 instruction sets: the only place with intrinsics.
 
+pub(super) mod amx;
 pub(super) mod avx2;
 pub(super) mod avx512;
 
