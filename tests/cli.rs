@@ -86,6 +86,8 @@ impl Place {
             }
         }
         command.env("BERTHIER_MODEL", "model").env("BERTHIER_THREADS", "1");
+        // what is said and computed must not hang on the machine's GPUs
+        command.env("BERTHIER_DEVICE", "cpu");
         command
     }
 
@@ -484,6 +486,44 @@ fn info_describes_model_and_machine() {
     assert!(info["isa_available"].as_array().unwrap().contains(&info["isa"]));
     let text = String::from_utf8(place.run("info").ok().stdout).unwrap();
     assert!(text.contains("pooling mean") && text.contains("instruction set"), "{text}");
+}
+
+#[test]
+fn devices_and_precisions_are_as_asked_or_refused() {
+    let place = Place::new();
+    place.write("in.txt", "the cat\n");
+    let info: Value = serde_json::from_slice(&place.run("info --json").ok().stdout).unwrap();
+    assert_eq!((&info["precision"], &info["devices"][0]["device"]), (&"fp32".into(), &"cpu".into()));
+    assert_eq!(info["devices"].as_array().unwrap().len(), 1);
+    assert!(info["gpus"].is_array() || info["gpus"].as_str().is_some_and(|why| !why.is_empty()));
+    let text = String::from_utf8(place.run("info").ok().stdout).unwrap();
+    assert!(text.contains("\nprecision        fp32\n") && text.contains("\ngpus "), "{text}");
+
+    for (flags, why) in [
+        ("--device cuda:99", "error: "),
+        ("--device tpu", "one of auto, cpu, reference, cuda"),
+        ("--device cuda:0,0", "a GPU is named twice"),
+        ("--precision fp8", "one of auto, fp32, fp16, bf16"),
+        ("--precision fp16", "option precision: fp16: the CPU computes in fp32"),
+        (
+            "--precision bf16 --device reference",
+            "option precision: bf16: the reference backend computes in fp32",
+        ),
+    ] {
+        place.run(&format!("embed in.txt -o out.npy {flags}")).fails(why);
+        assert_eq!(place.files(), ["in.txt"], "{flags}");
+    }
+    // auto says in one line what computes, where it was not told to be quiet
+    let ran = place.run("embed in.txt -o a.npy --device auto --isa portable").ok();
+    assert!(ran.stderr.contains("computing on cpu portable, 1 thread in fp32\n"), "{}", ran.stderr);
+    let ran = place
+        .run("embed in.txt -o b.npy --device auto --isa portable -q --batch-invariant --precision fp32")
+        .ok();
+    assert_eq!(ran.stderr, "");
+    assert_eq!(place.read("a.npy"), place.read("b.npy"));
+    assert!(!place.run("embed in.txt -o c.npy").ok().stderr.contains("computing on"));
+    let mut command = place.command("embed in.txt -o d.npy -q");
+    assert!(command.env("BERTHIER_BATCH_INVARIANT", "true").status().unwrap().success());
 }
 
 #[test]

@@ -44,6 +44,8 @@ impl Place {
         }
         command.current_dir(self.0.path()).args(args);
         command.env("BERTHIER_MODEL", "model").env("BERTHIER_CACHE", self.path("cache"));
+        // the numbers are those of fp32
+        command.env("BERTHIER_DEVICE", "cpu");
         command.output().unwrap()
     }
 

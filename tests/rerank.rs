@@ -4,7 +4,6 @@
 #![allow(clippy::print_stdout, reason = "tests show the difference they found")]
 
 #[path = "common/golden.rs"]
-#[allow(dead_code, reason = "each test file uses its own part")]
 mod golden;
 
 use berthier::backend::Device;

@@ -79,13 +79,17 @@ fn npy_is_readable() {
         assert_eq!(data.len(), 7 * DIM * size);
         let value = |i: usize| match dtype {
             Dtype::Float32 => f32::from_le_bytes(data[i * 4..][..4].try_into().unwrap()),
-            _ => half::f16::from_le_bytes(data[i * 2..][..2].try_into().unwrap()).to_f32(),
+            Dtype::Float16 | Dtype::Int8 | Dtype::Uint8 | Dtype::Binary | Dtype::Ubinary => {
+                half::f16::from_le_bytes(data[i * 2..][..2].try_into().unwrap()).to_f32()
+            }
         };
         assert_eq!(value(6 * DIM), 6.0);
         // the nearest to 2/3, ties to even
         let nearest = match dtype {
             Dtype::Float32 => f32::from_bits(0x3F2A_AAAB),
-            _ => half::f16::from_bits(0x3955).to_f32(),
+            Dtype::Float16 | Dtype::Int8 | Dtype::Uint8 | Dtype::Binary | Dtype::Ubinary => {
+                half::f16::from_bits(0x3955).to_f32()
+            }
         };
         assert_eq!(value(2 * DIM + 1), nearest);
         assert!((4 * DIM..5 * DIM).all(|i| value(i).is_nan()), "the bad row is NaN");
