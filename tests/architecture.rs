@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("threads", &["error"]),
+    ("quantize", &["error"]),
     ("batch", &["error"]),
     ("model", &["error"]),
     ("tokenize", &["error", "model"]),
     ("backend", &["batch", "error", "model", "threads"]),
     ("options", &["backend", "error", "model"]),
     ("engine", &["backend", "batch", "error", "model", "options", "threads", "tokenize"]),
-    ("lib", &["backend", "batch", "engine", "error", "model", "options", "threads", "tokenize"]),
+    ("lib", &["backend", "batch", "engine", "error", "model", "options", "quantize", "threads", "tokenize"]),
     // the command is a user of the library like any other: it names `berthier::…` and its own rooms only
     ("cli", &["eval", "search"]),
     // the maths of evaluation and exact search know neither the command nor, but for `Threads`, the library

@@ -19,7 +19,7 @@ import fixtures as common
 import numpy as np
 import torch
 import transformers
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import (
     AlbertConfig,
     AlbertTokenizer,
@@ -145,9 +145,12 @@ def token_vectors(out):
         vectors = [model.encode(t, output_value="token_embeddings", convert_to_numpy=True, **keywords) for t in texts]
         vectors = [np.asarray(v.cpu() if hasattr(v, "cpu") else v, dtype="<f4") for v in vectors]
         assert all(np.isfinite(v).all() for v in vectors)
+        exact = SentenceTransformer(str(out / name / "model"), device="cpu", model_kwargs={"dtype": "float64"})
+        exact = [exact.encode(t, output_value="token_embeddings", **keywords).cpu().numpy() for t in texts]
+        rounding = max(float(np.abs(a - b).max()) for a, b in zip(vectors, exact))
         target = out / "token-vectors" / name.replace("/", "-")
         values = {"versions": common.versions(), "model": name, "prompt": prompt, "dim": vectors[0].shape[1],
-                  "texts": texts, "lengths": [len(v) for v in vectors]}
+                  "texts": texts, "rounding": rounding, "lengths": [len(v) for v in vectors]}
         common.dump(target.with_suffix(".json"), values)
         np.concatenate(vectors).tofile(target.with_suffix(".f32"))
         print(f"{name}: {[v.shape for v in vectors]}")

@@ -180,6 +180,12 @@ pub(crate) struct EmbedArgs {
     /// int8 and uint8: the ranges of another run, its OUT.ranges.npy (or any [2, dim] float32 array)
     #[arg(long, help_heading = OUTPUT, value_name = "FILE.npy")]
     pub(crate) ranges: Option<PathBuf>,
+    /// The vectors of all tokens, before pooling, in place of one vector a text
+    ///
+    /// jsonl: a list of vectors, "token_embeddings". npy: [tokens, hidden size], and in OUT.offsets.npy where each text's
+    /// vectors begin, with their number at the end. raw: likewise. What is about sentence vectors does not apply.
+    #[arg(long, help_heading = OUTPUT, conflicts_with_all = ["normalize", "no_normalize", "truncate_dim"])]
+    pub(crate) token_embeddings: bool,
     /// Replace OUT if it exists, and start afresh where a run was interrupted
     #[arg(long, help_heading = OUTPUT, conflicts_with = "resume")]
     pub(crate) overwrite: bool,

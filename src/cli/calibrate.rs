@@ -1,7 +1,7 @@
 //! Where the ranges of `berthier embed --dtype int8` come from, and what cannot be quantised.
 
 use super::args::{EmbedArgs, OnError};
-use super::compute::{Limits, compute};
+use super::compute::{Limits, Want, compute};
 use super::input::{Fields, Inputs};
 use super::npy::Npy;
 use super::output::{CALIBRATION_ROWS, Calibration, Dtype, Plan, Target, no_place_for_bad_rows};
@@ -22,6 +22,11 @@ pub(super) fn check(args: &EmbedArgs, plan: &Plan) -> Result<(), Failure> {
         && let Some(why) = no_place_for_bad_rows(plan.format, plan.dtype)
     {
         return Err(Failure::Error(why));
+    }
+    if plan.token_vectors && plan.dtype.is_quantized() {
+        return Err(Failure::Error(
+            "--token-embeddings: float32 and float16 only, no quantised numbers".into(),
+        ));
     }
     if plan.dtype.has_ranges() && args.ranges.is_none() && !matches!(plan.target, Target::File(_)) {
         return Err(Failure::Error(
@@ -60,7 +65,7 @@ pub(super) fn calibration(args: &EmbedArgs, embedder: &Embedder) -> Result<Calib
         loop {
             let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
             let Some(block) = message? else { break };
-            let (computed, failure) = compute(embedder, block.rows, limits, true)?;
+            let (computed, failure) = compute(embedder, block.rows, limits, Want::Vector)?;
             if let Some(failure) = failure {
                 return Err(failure);
             }

@@ -14,7 +14,18 @@ pub(crate) struct Limits {
     pub(crate) dtype: Dtype,
 }
 
-/// The rows up to the first that ends the run, and that end. Without `vectors` only tokens are counted.
+/// What is computed of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// How many tokens it has.
+    Counts,
+    /// Its vector.
+    Vector,
+    /// The vectors of its tokens.
+    TokenVectors,
+}
+
+/// The rows up to the first that ends the run, and that end.
 ///
 /// # Errors
 /// What is no row's fault, such as a device that failed.
@@ -22,14 +33,17 @@ pub(crate) fn compute(
     embedder: &Embedder,
     mut rows: Vec<Row>,
     limits: Limits,
-    vectors: bool,
+    want: Want,
 ) -> Result<(Computed, Option<Failure>), Failure> {
     let mut failure = None;
     if limits.stop_at_bad {
         failure = cut_at_bad(&mut rows);
     }
-    let dim = if vectors { embedder.dim() } else { 0 };
-    let mut computed = embed(embedder, rows, dim)?;
+    let dim = if want == Want::Vector { embedder.dim() } else { 0 };
+    let mut computed = match want {
+        Want::Counts | Want::Vector => embed(embedder, rows, dim)?,
+        Want::TokenVectors => embed_tokens(embedder, rows, limits.dtype)?,
+    };
     if dim > 0 {
         for (row, vector) in computed.rows.iter_mut().zip(computed.vectors.chunks_exact_mut(dim)) {
             if row.text.is_ok()
@@ -54,7 +68,12 @@ pub(crate) fn compute(
         computed.rows.truncate(i);
     }
     computed.tokens.truncate(computed.rows.len());
-    computed.vectors.truncate(computed.rows.len() * dim);
+    let floats = match want {
+        Want::Counts => 0,
+        Want::Vector => computed.rows.len() * dim,
+        Want::TokenVectors => computed.tokens.iter().map(|t| t.used).sum::<usize>() * embedder.token_dim(),
+    };
+    computed.vectors.truncate(floats);
     Ok((computed, failure))
 }
 
@@ -104,6 +123,37 @@ fn embed(embedder: &Embedder, mut rows: Vec<Row>, dim: usize) -> Result<Computed
             }
         }
         return Ok(Computed { rows, vectors, tokens });
+    }
+}
+
+/// The token vectors of the rows that have a text, end to end; other rows have none, and no tokens.
+fn embed_tokens(embedder: &Embedder, mut rows: Vec<Row>, dtype: Dtype) -> Result<Computed, Failure> {
+    loop {
+        let good: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].text.is_ok()).collect();
+        let texts: Vec<&str> = rows.iter().filter_map(|r| r.text.as_deref().ok()).collect();
+        let found = match embedder.embed_tokens(&texts) {
+            Ok(found) => found,
+            Err(Error::NonFinite { rows: bad, why }) => {
+                bad.into_iter().for_each(|row| rows[good[row]].text = Err(why.into()));
+                continue;
+            }
+            Err(Error::Row { row, message }) if row < good.len() => {
+                rows[good[row]].text = Err(message);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let unstorable = good
+            .iter()
+            .zip(found.matrices())
+            .find_map(|(&i, matrix)| Some((i, storable(dtype, matrix).err()?)));
+        if let Some((i, message)) = unstorable {
+            rows[i].text = Err(message);
+            continue;
+        }
+        let mut tokens = vec![TokenCount { used: 0, total: 0 }; rows.len()];
+        good.iter().zip(found.tokens()).for_each(|(&i, count)| tokens[i] = *count);
+        return Ok(Computed { rows, vectors: found.into_vec(), tokens });
     }
 }
 

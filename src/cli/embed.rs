@@ -2,7 +2,7 @@
 //! thread.
 
 use super::args::{EmbedArgs, OnError, OnTruncate};
-use super::compute::{Limits, compute};
+use super::compute::{Limits, Want, compute};
 use super::input::{Block, Fields, Inputs, Message};
 use super::journal::{Counts, Fingerprint};
 use super::output::{Calibration, Claim, Computed, Dtype, Plan, Target, Writer, ranges_file};
@@ -53,6 +53,7 @@ fn run_with(
     // everything that can be wrong with the output is said before the model is loaded
     let mark = args.on_truncate == OnTruncate::Mark;
     let mut plan = Plan::new(out, args.output_format, args.dtype, args.id_field.is_some(), mark)?;
+    plan.set_token_vectors(args.token_embeddings)?;
     calibrate::check(args, &plan)?;
     let claim = Claim::new(&plan, args.resume, args.overwrite)?;
     if let Claim::Completed { rows } = claim {
@@ -71,7 +72,8 @@ fn run_with(
             return Err(failure);
         }
     };
-    let writer = Writer::begin(claim, &plan, embedder.dim(), fingerprint)?;
+    let dim = if plan.token_vectors { embedder.token_dim() } else { embedder.dim() };
+    let writer = Writer::begin(claim, &plan, dim, fingerprint)?;
     catch_signals(&plan);
 
     let before = writer.counts();
@@ -133,6 +135,9 @@ fn fingerprint(
     let mut items = provenance::of(embedder, args.vectors.normalization())?;
     let mut add = |name: &str, value: String| items.insert(name.into(), value);
     add("output format", format!("{:?} {:?}", plan.format, plan.dtype));
+    if plan.token_vectors {
+        add("vectors", "of tokens".into());
+    }
     if plan.dtype.has_ranges() {
         add(
             "ranges",
@@ -233,7 +238,7 @@ struct Session<'a> {
     embedder: &'a Embedder,
     report: &'a mut Report,
     limits: Limits,
-    compute_vectors: bool,
+    want: Want,
     before: Counts,
     counts: Counts,
     longest: usize,
@@ -260,7 +265,11 @@ impl<'a> Session<'a> {
                 stop_at_cut: args.on_truncate == OnTruncate::Error,
                 dtype,
             },
-            compute_vectors: !args.dry_run,
+            want: match (args.dry_run, args.token_embeddings) {
+                (true, _) => Want::Counts,
+                (false, true) => Want::TokenVectors,
+                (false, false) => Want::Vector,
+            },
             before,
             counts: before,
             longest: 0,
@@ -277,7 +286,7 @@ impl<'a> Session<'a> {
         blocks: &Receiver<Message>,
         mut sink: impl FnMut(Computed) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
-        let (embedder, limits, vectors) = (self.embedder, self.limits, self.compute_vectors);
+        let (embedder, limits, want) = (self.embedder, self.limits, self.want);
         let calls = embedder.parallel_calls();
         std::thread::scope(|scope| {
             let mut ahead: VecDeque<(u64, Task<'_>)> = VecDeque::new();
@@ -288,10 +297,10 @@ impl<'a> Session<'a> {
                     let done = || ahead.front().is_some_and(|(_, task)| task.is_done());
                     match next_block(blocks, done)? {
                         Next::Block(Block { rows, position }) if calls == 1 => {
-                            ahead.push_back((position, Task::Done(compute(embedder, rows, limits, vectors))));
+                            ahead.push_back((position, Task::Done(compute(embedder, rows, limits, want))));
                         }
                         Next::Block(Block { rows, position }) => {
-                            let task = scope.spawn(move || compute(embedder, rows, limits, vectors));
+                            let task = scope.spawn(move || compute(embedder, rows, limits, want));
                             ahead.push_back((position, Task::Running(task)));
                         }
                         Next::Nothing => break,

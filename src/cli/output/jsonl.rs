@@ -17,6 +17,7 @@ pub(crate) fn row(
         true => push(out, format_args!("{{\"id\":{}", record.id.unwrap_or("null"))),
         false => push(out, format_args!("{{\"index\":{}", record.index)),
     }
+    let name = if record.token_dim > 0 { "token_embeddings" } else { "embedding" };
     match record.vector {
         Ok(vector) => {
             if mark_truncated {
@@ -31,9 +32,13 @@ pub(crate) fn row(
                     ),
                 );
             }
-            out.extend(b",\"embedding\":");
+            push(out, format_args!(",\"{name}\":"));
             // writing to memory does not fail, and neither do finite numbers
             let _ = match quantizer {
+                None if record.token_dim > 0 => {
+                    let vectors: Vec<&[f32]> = vector.chunks_exact(record.token_dim).collect();
+                    serde_json::to_writer(&mut *out, &vectors)
+                }
                 None => serde_json::to_writer(&mut *out, vector),
                 Some(quantizer) => {
                     let bytes = quantizer.quantize(vector, vector.len());
@@ -50,7 +55,7 @@ pub(crate) fn row(
         }
         Err(message) => {
             let error = json!(format!("{}: {message}", record.place));
-            push(out, format_args!(",\"error\":{error},\"embedding\":null}}\n"));
+            push(out, format_args!(",\"error\":{error},\"{name}\":null}}\n"));
         }
     }
 }

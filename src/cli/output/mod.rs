@@ -63,6 +63,8 @@ pub(crate) struct Plan {
     pub(crate) ids: bool,
     /// Cut rows are marked: in them, or in a side file.
     pub(crate) mark_truncated: bool,
+    /// The vectors are those of tokens, any number a row.
+    pub(crate) token_vectors: bool,
     /// Of int8 and uint8.
     pub(crate) calibration: Calibration,
 }
@@ -146,7 +148,23 @@ impl Plan {
             );
         }
         let calibration = Calibration::FirstRows(CALIBRATION_ROWS);
-        Ok(Self { target, format, dtype, ids, mark_truncated, calibration })
+        Ok(Self { target, format, dtype, ids, mark_truncated, token_vectors: false, calibration })
+    }
+
+    /// Whether the vectors are those of tokens.
+    ///
+    /// # Errors
+    /// An output that has no place for where each row begins.
+    pub(crate) fn set_token_vectors(&mut self, token_vectors: bool) -> Result<(), Failure> {
+        self.token_vectors = token_vectors;
+        if self.offsets_aside() && !matches!(self.target, Target::File(_)) {
+            return Err(Failure::Error(
+                "raw output to a stream has no place for where each text's token vectors begin: use \
+                 --output-format jsonl, or -o FILE"
+                    .into(),
+            ));
+        }
+        Ok(())
     }
 
     /// As messages name it.
@@ -164,6 +182,11 @@ impl Plan {
     /// Ranges go into a side file, without which the numbers mean nothing.
     fn ranges_aside(&self) -> bool {
         self.dtype.has_ranges()
+    }
+
+    /// Where each row's token vectors begin goes into a side file.
+    fn offsets_aside(&self) -> bool {
+        self.token_vectors && self.format != Format::Jsonl
     }
 
     fn truncated_aside(&self) -> bool {

@@ -23,6 +23,7 @@ pub(crate) struct Files {
     pub(crate) ids: Option<Part>,
     pub(crate) truncated: Option<Part>,
     pub(crate) ranges: Option<Part>,
+    pub(crate) offsets: Option<Part>,
     pub(crate) journal: PathBuf,
     /// What an interrupted run left, to be checked by the caller.
     pub(crate) resumed: Option<Journal>,
@@ -64,15 +65,15 @@ impl Claim {
             Target::File(out) => out,
         };
         let (ids, truncated) = (with_suffix(out, ".ids.jsonl"), with_suffix(out, ".truncated.jsonl"));
-        let ranges = with_suffix(out, ".ranges.npy");
+        let (ranges, offsets) = (with_suffix(out, ".ranges.npy"), with_suffix(out, ".offsets.npy"));
         let (with_ids, with_truncated) = (plan.ids_aside(), plan.truncated_aside());
-        let with_ranges = plan.ranges_aside();
+        let (with_ranges, with_offsets) = (plan.ranges_aside(), plan.offsets_aside());
         let journal = with_suffix(out, ".partial.json");
         let partial = with_suffix(out, ".partial");
 
         let resumed = if resume { Journal::read(&journal)? } else { None };
         if let Some(resumed) = resumed.as_ref().filter(|j| j.complete) {
-            for path in [&ids, &truncated, &ranges, out] {
+            for path in [&ids, &truncated, &ranges, &offsets, out] {
                 let partial = with_suffix(path, ".partial");
                 if partial.exists() {
                     rename(&partial, path)?;
@@ -83,7 +84,12 @@ impl Claim {
         }
         let overwrite = overwrite || resumed.as_ref().is_some_and(|j| j.overwrite);
         if !overwrite {
-            let sides = [(with_ids, &ids), (with_truncated, &truncated), (with_ranges, &ranges)];
+            let sides = [
+                (with_ids, &ids),
+                (with_truncated, &truncated),
+                (with_ranges, &ranges),
+                (with_offsets, &offsets),
+            ];
             let new = [Some(out)].into_iter().chain(sides.map(|(wanted, path)| wanted.then_some(path)));
             if let Some(path) = new.flatten().find(|p| p.exists()) {
                 return Err(Failure::Error(format!("{}: exists (--overwrite replaces it)", path.display())));
@@ -102,13 +108,19 @@ impl Claim {
             ids: open(with_ids, "ids", &ids)?,
             truncated: open(with_truncated, "truncated", &truncated)?,
             ranges: open(with_ranges, "ranges", &ranges)?,
+            offsets: open(with_offsets, "offsets", &offsets)?,
             journal,
             resumed,
             overwrite,
-            stale: [(with_ids, ids), (with_truncated, truncated), (with_ranges, ranges)]
-                .into_iter()
-                .filter_map(|(wanted, path)| (!wanted).then_some(path))
-                .collect(),
+            stale: [
+                (with_ids, ids),
+                (with_truncated, truncated),
+                (with_ranges, ranges),
+                (with_offsets, offsets),
+            ]
+            .into_iter()
+            .filter_map(|(wanted, path)| (!wanted).then_some(path))
+            .collect(),
         });
         if files.resumed.is_none() {
             remove(&files.journal)?;
@@ -137,7 +149,12 @@ fn left_by_a_run(partial: &Path, journal: &Path) -> bool {
 impl Files {
     /// Every part, the main one last.
     pub(crate) fn parts(&mut self) -> impl Iterator<Item = &mut Part> {
-        self.ids.iter_mut().chain(&mut self.truncated).chain(&mut self.ranges).chain([&mut self.main])
+        self.ids
+            .iter_mut()
+            .chain(&mut self.truncated)
+            .chain(&mut self.ranges)
+            .chain(&mut self.offsets)
+            .chain([&mut self.main])
     }
 
     /// Gives the complete files their names, the main one last, and takes the journal away.

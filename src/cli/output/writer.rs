@@ -19,7 +19,7 @@ const FLUSH_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Computed {
     pub(crate) rows: Vec<Row>,
-    /// `[rows.len(), dim]`; NaN for rows without a text.
+    /// `[rows.len(), dim]`; NaN for rows without a text. Or the vectors of tokens, `tokens[i].used` for row `i`.
     pub(crate) vectors: Vec<f32>,
     /// `[rows.len()]`; zeros for rows without a text.
     pub(crate) tokens: Vec<TokenCount>,
@@ -33,6 +33,8 @@ pub(crate) struct Record<'a> {
     pub(crate) id: Option<&'a str>,
     pub(crate) vector: Result<&'a [f32], &'a str>,
     pub(crate) tokens: TokenCount,
+    /// Of vectors of tokens, the width of one; else 0.
+    pub(crate) token_dim: usize,
 }
 
 /// The writing end of a run.
@@ -48,6 +50,7 @@ pub(crate) struct Writer {
     main: Vec<u8>,
     ids: Vec<u8>,
     truncated: Vec<u8>,
+    offsets: Vec<u8>,
 }
 
 enum Out {
@@ -90,14 +93,18 @@ impl Writer {
                     // no reader takes zeros for a header
                     files.main.append(&[0; npy::HEADER_BYTES])?;
                 }
+                if let Some(offsets) = files.offsets.as_mut().filter(|part| part.bytes == 0) {
+                    offsets.append(&[0; npy::HEADER_BYTES])?;
+                    offsets.append(&0i64.to_le_bytes())?;
+                }
                 counts = journal.counts;
                 Out::Files { files, journal: Box::new(journal), written: None }
             }
         };
-        let (main, ids, truncated) = Default::default();
+        let (main, ids, truncated, offsets) = Default::default();
         let (quantizer, waiting) = (None, None);
         let mut writer =
-            Self { plan: plan.clone(), dim, out, counts, quantizer, waiting, main, ids, truncated };
+            Self { plan: plan.clone(), dim, out, counts, quantizer, waiting, main, ids, truncated, offsets };
         writer.calibrate()?;
         writer.journal(false)?;
         if let Out::Files { written, .. } = &mut writer.out {
@@ -163,20 +170,29 @@ impl Writer {
     }
 
     fn write_rows(&mut self, block: &Computed) -> Result<(), Failure> {
+        let mut rest = &block.vectors[..];
         for (i, row) in block.rows.iter().enumerate() {
+            let floats = if self.plan.token_vectors { block.tokens[i].used * self.dim } else { self.dim };
+            let (vector, behind) = rest.split_at(floats);
+            rest = behind;
             let record = Record {
                 index: self.counts.rows,
                 place: &row.place,
                 id: row.id.as_deref(),
                 vector: match &row.text {
-                    Ok(_) => Ok(&block.vectors[i * self.dim..][..self.dim]),
+                    Ok(_) => Ok(vector),
                     Err(message) => Err(message),
                 },
                 tokens: block.tokens[i],
+                token_dim: if self.plan.token_vectors { self.dim } else { 0 },
             };
             self.encode(&record);
             self.counts.rows += 1;
             self.counts.tokens += record.tokens.used as u64;
+            if self.plan.offsets_aside() {
+                // a row without a text has no tokens
+                self.offsets.extend(self.counts.tokens.to_le_bytes());
+            }
             self.counts.truncated += u64::from(record.tokens.truncated());
             self.counts.bad += u64::from(record.vector.is_err());
             if self.main.len() >= FLUSH_BYTES {
@@ -209,7 +225,13 @@ impl Writer {
         if let Out::Files { files, .. } = &mut self.out
             && self.plan.format == Format::Npy
         {
-            files.main.patch(&npy::header(self.plan.dtype, self.counts.rows, self.dim))?;
+            let rows = if self.plan.token_vectors { self.counts.tokens } else { self.counts.rows };
+            files.main.patch(&npy::header(self.plan.dtype, rows, self.dim))?;
+        }
+        if let Out::Files { files, .. } = &mut self.out
+            && let Some(offsets) = &mut files.offsets
+        {
+            offsets.patch(&npy::header_of_offsets(self.counts.rows + 1))?;
         }
         self.journal(true)?;
         match self.out {
@@ -230,6 +252,7 @@ impl Writer {
                 let nan;
                 let vector = match record.vector {
                     Ok(vector) => vector,
+                    Err(_) if plan.token_vectors => &[],
                     Err(_) => {
                         nan = vec![f32::NAN; self.dim];
                         &nan
@@ -264,11 +287,13 @@ impl Writer {
                 files.main.append(&self.main)?;
                 append(&mut files.ids, &self.ids)?;
                 append(&mut files.truncated, &self.truncated)?;
+                append(&mut files.offsets, &self.offsets)?;
             }
         }
         self.main.clear();
         self.ids.clear();
         self.truncated.clear();
+        self.offsets.clear();
         Ok(())
     }
 
