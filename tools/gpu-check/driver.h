@@ -92,7 +92,7 @@ class Driver {
     for (long spins = 0;; spins++) {
       int code = attempt("cuStreamQuery", stream);
       if (!code) return;
-      if (code != NOT_READY) throw DriverError(code, std::string(what) + ": " + text(code));
+      if (code != NOT_READY) throw DriverError(code, text(code));
       if (now() - start > seconds) {
         printf("FAIL %s: still running after %.0f s; the process ends here\n", what, seconds);
         fflush(stdout);

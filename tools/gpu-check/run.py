@@ -240,7 +240,7 @@ def section_conformance(runner, limit):
     gpu = runner.run("conformance-gpu", [runner.pack / "bin/conformance"], limit / 2, {"BERTHIER_CONFORMANCE_RECORDS": "/nonexistent"})
     code, said = runner.run("conformance-record", [runner.pack / "bin/record", runner.pack / "images/conformance.fatbin", records], limit / 2)
     if code != 0:
-        raise Failed(f"the recorder ended with {code}: {said}")
+        raise Failed(f"the recorder ended with {code}: {said.strip()}\n\n{judge({'GPU by the PTX ISA': gpu})[1]}")
     with tarfile.open(runner.out / "conformance-records.tar.gz", "w:gz") as tar:
         for path in sorted(records.glob("*.txt")):
             tar.add(path, path.name)
