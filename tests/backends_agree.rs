@@ -241,8 +241,17 @@ fn families_match_reference() {
     let norms = ModelDesc { norms: Norms::Pre, ..desc(24, 3, 30, 2) };
     check(&norms, &seqlens, true);
     check(&ModelDesc { feed_forward: FeedForward::Gated, ..desc(24, 3, 37, 2) }, &seqlens, true);
-    let positions = Positions::Rotary { global_base: 160_000.0, local_base: 10_000.0 };
+    let positions = Positions::Rotary { global_base: 160_000.0, local_base: 10_000.0, divisor: 1.0 };
     check(&ModelDesc { positions, ..desc(24, 3, 30, 2) }, &seqlens, true);
+    let scaled = Positions::Rotary { global_base: 4e4, local_base: 4e4, divisor: 1.3 };
+    check(&ModelDesc { positions: scaled, ..desc(24, 3, 30, 2) }, &seqlens, true);
+    // heads of which a power of two has slopes of the first kind, and six of which two have not
+    for heads in [1, 4, 6] {
+        let attention_bias = AttentionBias::Alibi;
+        let desc = ModelDesc { attention_bias, positions: Positions::None, ..desc(24, heads, 30, 2) };
+        check(&desc, &seqlens, true);
+        check(&ModelDesc { norms: Norms::PostQueryKey, ..desc }, &seqlens, true);
+    }
     for reach in [0, 1, 7, 40, 500] {
         let attention_span = AttentionSpan::Mixed { reach, local: vec![true, false, true] };
         let feed_forward = FeedForward::Gated;

@@ -671,3 +671,20 @@ fn changed_inputs_and_models_are_not_resumed() {
     place.run("embed in.txt -o new.npy --resume").ok();
     assert_eq!(place.files(), ["in.txt", "new.npy", "out.npy"]);
 }
+
+#[test]
+fn tokenize_writes_the_ids_that_the_model_gets() {
+    let place = Place::new();
+    let ran = place.run_with_stdin("tokenize -m model -", b"the cat sat\n\nHELLO zzz\n").ok();
+    let text = String::from_utf8(ran.stdout).unwrap();
+    let rows: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(rows[0]["ids"], serde_json::json!([2, 10, 11, 13, 3]));
+    assert_eq!(rows[1]["ids"], serde_json::json!([2, 3]));
+    assert_eq!(rows[2]["ids"], serde_json::json!([2, 16, 1, 3]));
+    // cut at 12 tokens, and told how many there were
+    let long = place.run_with_stdin("tokenize -m model --prompt hello -", LONG.as_bytes()).ok();
+    let row: Value = serde_json::from_slice(&long.stdout).unwrap();
+    assert_eq!((row["ids"].as_array().unwrap().len(), &row["ids"][1]), (12, &serde_json::json!(1)));
+    assert_eq!(row["total_tokens"], 16);
+    place.run_with_stdin("tokenize -m model --prompt-name none -", b"a\n").fails("none");
+}

@@ -6,7 +6,7 @@
 mod golden;
 
 use berthier::Error;
-use berthier::model::{self, ModelDesc, Positions};
+use berthier::model::{self, Family, ModelDesc, Norms, Positions};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -50,6 +50,32 @@ const INERT: [&str; 35] = [
     "torch_dtype",
     "transformers_version",
     "use_cache",
+];
+
+/// The same of one family: dropout and the training's and the kernels' choices of the models' own code, and limits
+/// that only another choice, which is refused, looks at. JinaBERT's function is in `feed_forward_type`.
+const INERT_OF_FAMILY: [(&str, &[&str]); 3] = [
+    ("new", &["logn_attention_clip1", "unpad_inputs", "use_memory_efficient_attention"]),
+    (
+        "nomic_bert",
+        &[
+            "attn_pdrop",
+            "dense_seq_output",
+            "embd_pdrop",
+            "fused_bias_fc",
+            "fused_dropout_add_ln",
+            "max_trained_positions",
+            "pad_vocab_size_multiple",
+            "parallel_block_tied_norm",
+            "reorder_and_upcast_attn",
+            "resid_pdrop",
+            "summary_first_dropout",
+            "summary_proj_to_labels",
+            "use_flash_attn",
+            "use_xentropy",
+        ],
+    ),
+    ("jina", &["_name_or_path", "attn_implementation", "emb_pooler", "hidden_act"]),
 ];
 
 /// Keys of the modules' files that change nothing: the reference reads this width and does not compute with it.
@@ -129,6 +155,7 @@ impl File<'_> {
                             "a divisor of",
                             "the width of its input",
                             "heads of an even size",
+                            "the heads' share of the width",
                             "one for each layer",
                         ];
                         let named = what.contains(key.as_str()) || sizes.iter().any(|w| what.contains(w));
@@ -200,7 +227,7 @@ fn modernbert_keys_of_old_and_new_are_read_and_others_refused() {
     let desc = model::open(dir.path()).unwrap().desc;
     assert_eq!((desc.reach(0), desc.reach(1), desc.reach(2), desc.reach(3)), (None, Some(8), Some(8), None));
     let old = model::open(fixture("modernbert-old-keys").path()).unwrap().desc;
-    assert_eq!(old.positions, Positions::Rotary { global_base: 5000.0, local_base: 300.0 });
+    assert_eq!(old.positions, Positions::Rotary { global_base: 5000.0, local_base: 300.0, divisor: 1.0 });
     assert_eq!((old.reach(0), old.reach(1), old.reach(2), old.reach(3)), (None, Some(3), None, Some(3)));
 
     let whole = read(&config);
@@ -230,6 +257,148 @@ fn modernbert_keys_of_old_and_new_are_read_and_others_refused() {
     }
 }
 
+/// Opens a fixture with other values of `config.json`; null takes a key away.
+fn open_with(name: &str, changes: &Value) -> berthier::Result<model::Model> {
+    let dir = fixture(name);
+    edit(&dir.path().join("config.json"), |keys| {
+        for (key, value) in changes.as_object().unwrap() {
+            keys.insert(key.clone(), value.clone());
+            if value.is_null() {
+                keys.remove(key);
+            }
+        }
+    });
+    model::open(dir.path())
+}
+
+#[test]
+fn rotary_scalings_are_read_and_others_refused() {
+    let positions = |name: &str, changes: Value| open_with(name, &changes).unwrap().desc.positions;
+    let rotary = |base, divisor| Positions::Rotary { global_base: base, local_base: base, divisor };
+    assert_eq!(positions("gte", json!({})), rotary(900.0, 1.0));
+    // transformers puts the old key before the new one, and what is in either before the base beside them
+    let linear = json!({"type": "linear", "factor": 2.0});
+    assert_eq!(positions("gte", json!({"rope_scaling": linear, "rope_theta": 50.0})), rotary(50.0, 2.0));
+    assert_eq!(positions("gte", json!({"rope_theta": 50.0})), rotary(900.0, 1.0));
+    assert_eq!(positions("gte", json!({"rope_parameters": null})), rotary(160_000.0, 1.0));
+    assert_eq!(positions("gte-new", json!({})), rotary(2400.0, 6f64.powf(2.0 / 16.0) as f32));
+    assert_eq!(positions("gte-new", json!({"rope_scaling": null})), rotary(400.0, 1.0));
+    assert_eq!(positions("gte-new", json!({"rope_scaling": {}, "rope_theta": null})), rotary(10_000.0, 1.0));
+    for (changes, named) in [
+        (json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}), "rope_parameters.rope_type"),
+        (json!({"rope_parameters": {"type": "yarn", "factor": 2.0}}), "rope_parameters.type"),
+        (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
+        (json!({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}), "rope_parameters.factor"),
+        (json!({"rope_parameters": {"rope_type": "default", "factor": 2.0}}), "rope_parameters.factor"),
+        (json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "partial_rotary_factor"),
+        (json!({"rope_parameters": {"rope_theta": 0.5}}), "rope_theta"),
+        (json!({"rope_scaling": {"type": "ntk", "factor": 8.0, "mixed_b": 0.9}}), "rope_scaling.mixed_b"),
+        (json!({"max_position_embeddings": 131_073}), "max_position_embeddings"),
+        (json!({"num_attention_heads": 16}), "num_attention_heads"), // heads of size 3
+    ] {
+        let error = open_with("gte", &changes).unwrap_err().to_string();
+        assert!(error.contains(named), "{changes}: {error}");
+    }
+}
+
+#[test]
+fn nomic_keys_of_both_kinds_agree_and_choices_are_refused() {
+    let old = open_with("nomic-bert-old-keys", &json!({})).unwrap();
+    assert_eq!(old.desc.positions, Positions::Rotary { global_base: 300.0, local_base: 300.0, divisor: 1.0 });
+    // of two keys for one thing, one is enough, and two must agree
+    let both = json!({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 40,
+        "layer_norm_eps": 1e-5, "hidden_act": "silu", "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}});
+    assert_eq!(open_with("nomic-bert-old-keys", &both).unwrap().desc, old.desc);
+    for (key, other, named) in [
+        ("num_hidden_layers", json!(1), "n_layer"),
+        ("num_attention_heads", json!(2), "n_head"),
+        ("intermediate_size", json!(20), "n_inner"),
+        ("layer_norm_eps", json!(1e-12), "layer_norm_epsilon"),
+        ("hidden_act", json!("gelu"), "activation_function"),
+        ("rope_parameters", json!({"rope_theta": 1000.0}), "rotary_emb_base"),
+    ] {
+        let mut changes = both.clone();
+        changes[key] = other;
+        let error = open_with("nomic-bert-old-keys", &changes).unwrap_err().to_string();
+        assert!(error.contains(&format!("'{named}'")), "{key}: {error}");
+    }
+    for (key, value) in [
+        ("activation_function", json!("gelu")),
+        ("activation_function", json!(null)),
+        ("causal", json!(true)),
+        ("mlp_fc1_bias", json!(null)), // its default is true
+        ("moe_every_n_layers", json!(2)),
+        ("norm_mlp", json!(true)),
+        ("num_experts", json!(8)),
+        ("num_heads_kv", json!(1)),
+        ("prenorm", json!(true)),
+        ("qkv_proj_bias", json!(true)),
+        ("qkv_proj_bias", json!(null)),
+        ("rotary_emb_fraction", json!(0.5)),
+        ("rotary_emb_fraction", json!(null)), // its default is 0
+        ("rotary_emb_interleaved", json!(true)),
+        ("rotary_emb_scale_base", json!(512)),
+        ("rotary_head_dim", json!(true)),
+        ("rotary_scaling_factor", json!(2.0)),
+        ("use_rms_norm", json!(true)),
+    ] {
+        let error = open_with("nomic-bert-old-keys", &json!({key: value})).unwrap_err().to_string();
+        assert!(error.contains(&format!("'{key}'")), "{error}");
+    }
+    let none = json!({"num_experts": 0, "moe_top_k": 0});
+    assert_eq!(open_with("nomic-bert-old-keys", &none).unwrap().desc, old.desc);
+}
+
+#[test]
+fn jina_keys_are_those_of_its_own_code() {
+    let desc = |name: &str| open_with(name, &json!({})).unwrap().desc;
+    assert_eq!(desc("jina-bert-v2").family, Family::JinaBert);
+    assert_eq!(
+        (desc("jina-bert-v2").norms, desc("jina-bert-v2-qk-norm").norms),
+        (Norms::Post, Norms::PostQueryKey)
+    );
+    // a BERT with ALiBi is no BERT, and a BERT with its other keys has no ALiBi
+    for (changes, named) in [
+        (json!({"feed_forward_type": "original"}), "feed_forward_type"),
+        (json!({"feed_forward_type": null}), "feed_forward_type"),
+        (json!({"position_embedding_type": "absolute"}), "position_embeddings"),
+        (json!({"position_embedding_type": "rope"}), "position_embedding_type"),
+        (json!({"max_position_embeddings": 131_073}), "max_position_embeddings"),
+    ] {
+        let error = open_with("jina-bert-v2", &changes).unwrap_err().to_string();
+        assert!(error.contains(named), "{changes}: {error}");
+    }
+    let error =
+        open_with("bert-modules", &json!({"position_embedding_type": "alibi"})).unwrap_err().to_string();
+    assert!(error.contains("feed_forward_type"), "{error}");
+}
+
+#[test]
+fn rule_08_without_a_table_of_positions_the_limit_may_be_above_them() {
+    let dir = fixture("gte");
+    let path = dir.path().join("sentence_bert_config.json");
+    edit(&path, |keys| drop(keys.insert("max_seq_length".into(), 200.into())));
+    let model = model::open(dir.path()).unwrap();
+    assert_eq!(
+        (model.desc.max_seq_length, model.desc.longest_sequence(), model.warnings),
+        (200, 200, vec![])
+    );
+    edit(&path, |keys| drop(keys.insert("max_seq_length".into(), 131_073.into())));
+    let error = model::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("'max_seq_length'"), "{error}");
+}
+
+#[test]
+fn alibi_slopes_are_those_of_the_paper() {
+    let slopes = |heads: usize| (0..heads).map(|h| -model::alibi_slope(h, heads)).collect::<Vec<_>>();
+    assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+    assert_eq!(slopes(1), [0.00390625]);
+    // for 12 heads those of 8, and every other one of 16
+    assert_eq!(slopes(12)[..8], slopes(8));
+    let sixteen = slopes(16);
+    assert_eq!(slopes(12)[8..], [sixteen[0], sixteen[2], sixteen[4], sixteen[6]]);
+}
+
 #[test]
 fn each_key_of_each_config_is_honoured_refused_or_changes_nothing() {
     let mut families = BTreeSet::new();
@@ -241,11 +410,23 @@ fn each_key_of_each_config_is_honoured_refused_or_changes_nothing() {
         let file = File { dir, path, keys: read(path), desc: model::open(dir).unwrap().desc };
         let family = file.keys["model_type"].as_str().unwrap().to_owned();
         let padded = PADDED.contains(&family.as_str());
-        file.check(|key| INERT.contains(&key) || (key == "pad_token_id" && !padded));
-        families.insert(family);
+        // JinaBERT's `model_type` is that of BERT
+        let name = if file.keys.contains_key("feed_forward_type") { "jina" } else { family.as_str() };
+        let own = INERT_OF_FAMILY.iter().find(|(family, _)| *family == name).map_or(&[][..], |f| f.1);
+        // without a table of positions, and where another file says how long a text may be
+        let limited = dir.join("sentence_bert_config.json");
+        let limited =
+            limited.exists() && read(&limited).contains_key("max_seq_length") && name == "nomic_bert";
+        file.check(|key| {
+            INERT.contains(&key)
+                || own.contains(&key)
+                || (key == "pad_token_id" && !padded)
+                || (key == "max_position_embeddings" && limited)
+        });
+        families.insert(name.to_owned());
     }
     println!("families: {families:?}");
-    assert!(families.len() >= 9, "{families:?}");
+    assert!(families.len() >= 14, "{families:?}");
 }
 
 #[test]

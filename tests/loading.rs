@@ -201,13 +201,19 @@ fn rule_04_model_types_other_than_sentence_transformer_are_refused() {
 #[test]
 fn rule_04_null_is_absent() {
     let config = json!({
-        "prompts": null, "default_prompt_name": null, "similarity_fn_name": null, "truncate_dim": null,
+        "default_prompt_name": null, "similarity_fn_name": null, "truncate_dim": null,
     });
     let model = open_warned(&Toy::new().file("config_sentence_transformers.json", config), &[]);
     assert_eq!(
         (model.desc.prompts.len(), model.desc.default_prompt_name, model.desc.truncate_dim),
         (0, None, None)
     );
+    // of these the reference makes no absent key
+    for key in ["prompts", "model_type"] {
+        let toy = Toy::new().file("config_sentence_transformers.json", json!({key: null}));
+        let error = try_open(&toy).unwrap_err().to_string();
+        assert!(error.contains(&format!("'{key}': null found")), "{error}");
+    }
 }
 
 #[test]
@@ -246,12 +252,19 @@ fn rule_07_the_current_form_and_no_file_at_all() {
 
 #[test]
 fn rule_07_other_tasks_and_outputs_are_refused() {
+    let text = |method: &str, output: &str| {
+        let text = json!({"method": method, "method_output_name": output});
+        json!({"modality_config": {"text": text}, "module_output_name": "token_embeddings"})
+    };
     for (config, what) in [
         (json!({"transformer_task": "fill-mask"}), "fill-mask"),
         (json!({"module_output_name": "sentence_embedding"}), "sentence_embedding"),
-        (json!({"modality_config": {"text": {"method": "get_text_features"}}}), "get_text_features"),
-        (json!({"modality_config": {"text": {"method_output_name": "pooler_output"}}}), "pooler_output"),
+        (text("get_text_features", "last_hidden_state"), "get_text_features"),
+        (text("forward", "pooler_output"), "pooler_output"),
         (json!({"processing_kwargs": {"text": {"max_length": 5}}}), "max_length"),
+        (json!({"model_args": {"torch_dtype": "float16"}}), "model_args"),
+        (json!({"tokenizer_name_or_path": "other"}), "tokenizer_name_or_path"),
+        (json!({"max_seq_len": 5}), "max_seq_len"),
     ] {
         unsupported(&Toy::new().file("sentence_bert_config.json", config), "sentence_bert_config.json", what);
     }
@@ -318,7 +331,7 @@ fn pruned_and_quantised_weights_are_refused() {
 
 #[test]
 fn other_families_are_refused_by_name() {
-    for family in ["modernbert-decoder", "nomic_bert", "new", "gte", "deberta-v2", "xlnet", "t5"] {
+    for family in ["modernbert-decoder", "jina_bert", "eurobert", "deberta-v2", "xlnet", "t5"] {
         unsupported(&Toy::new().config("model_type", family), "config.json", &format!("\"{family}\""));
     }
 }

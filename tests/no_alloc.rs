@@ -73,14 +73,21 @@ fn steady_state_allocates_nothing() {
     // what the families differ in, apart from what is above
     let modern = ModelDesc {
         attention_bias: AttentionBias::None,
-        positions: Positions::Rotary { global_base: 1e5, local_base: 1e4 },
+        positions: Positions::Rotary { global_base: 1e5, local_base: 1e4, divisor: 1.0 },
         attention_span: AttentionSpan::Mixed { reach: 20, local: vec![false, true] },
         feed_forward: FeedForward::Gated,
         norms: Norms::Pre,
         ..bert.clone()
     };
+    let jina = ModelDesc {
+        attention_bias: AttentionBias::Alibi,
+        positions: Positions::None,
+        norms: Norms::PostQueryKey,
+        ..bert.clone()
+    };
     check(&bert);
     check(&modern);
+    check(&jina);
 }
 
 fn check(desc: &ModelDesc) {

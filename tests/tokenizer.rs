@@ -379,3 +379,29 @@ fn long_lines_are_tokenised_whole() {
     assert_eq!(tokens_of(&" ".repeat(bytes)), 0);
     assert_eq!(tokens_of(&"\u{301}".repeat(bytes / 2)), 0);
 }
+
+/// The crate panics at a character map that is none; here it is an error, at load or at the first text.
+#[test]
+fn a_broken_character_map_is_an_error_and_no_panic() {
+    let source = golden::fixtures().join("families/xlm-roberta/model");
+    let text = std::fs::read_to_string(source.join("tokenizer.json")).unwrap();
+    let whole: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let map = |value: &serde_json::Value| value.pointer("/normalizer/precompiled_charsmap").cloned();
+    let place = if map(&whole).is_some() { "/normalizer" } else { "/normalizer/normalizers/0" };
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer_config.json"] {
+        std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    for broken in ["A", "AAAA", "////", ""] {
+        let mut json = whole.clone();
+        json.pointer_mut(place).unwrap()["precompiled_charsmap"] = broken.into();
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let desc = TokenizerDesc { dir: dir.path().into(), do_lower_case: false, vocab_size: 1000 };
+        match Tokenizer::load(&desc).and_then(|t| t.encode("", "caf\u{e9} \u{ff21}", 40)) {
+            Err(Error::Tokenizer { path, .. }) => {
+                assert!(path.ends_with("tokenizer.json"), "{}", path.display())
+            }
+            other => panic!("{broken:?}: {other:?}"),
+        }
+    }
+}

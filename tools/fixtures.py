@@ -35,6 +35,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling, Transformer
 from sentence_transformers.util.quantization import quantize_embeddings
+from transformers.modeling_outputs import BaseModelOutput
 from transformers import (
     AlbertConfig,
     AlbertTokenizer,
@@ -47,9 +48,12 @@ from transformers import (
     DistilBertConfig,
     DistilBertTokenizer,
     ElectraConfig,
+    GteConfig,
+    JinaEmbeddingsV3Config,
     ModernBertConfig,
     MPNetConfig,
     MPNetTokenizer,
+    NomicBertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaTokenizer,
@@ -530,9 +534,12 @@ FAMILY_TEXTS = TINY_TEXTS + [
 ]
 
 
-def golden(out, name, texts):
-    """Token ids and vectors of the directory out/name/model."""
+def golden(out, name, texts, encoder=None):
+    """Token ids and vectors of the directory out/name/model; where transformers has no code for its encoder, with
+    the encoder given."""
     loaded = load(out / name / "model")
+    if encoder is not None:
+        loaded[0].model = encoder
     prompt = loaded.prompts.get(loaded.default_prompt_name) or "" if loaded.default_prompt_name else ""
     rows = golden_rows(loaded, [(f"text {i}", t) for i, t in enumerate(texts)], prompt)
     vectors, difference = vectors_of(loaded, texts)
@@ -728,8 +735,167 @@ def old_modernbert(directory):
     save_file({"model." + k: v for k, v in state.items()}, directory / "model.safetensors", {"format": "pt"})
 
 
+class JinaBertV2(torch.nn.Module):
+    """The encoder of jina-embeddings-v2, whose code is in no release of transformers: written from its formula, a
+    BERT without positions whose attention has ALiBi's bias (Press et al. 2022, symmetric) and whose feed-forward is
+    act(x) * y for x, y = W h. `state` has the tensors by their names in the published checkpoints."""
+
+    def __init__(self, config, state):
+        super().__init__()
+        self.config, self.state, self.heads = config, state, config.num_attention_heads
+        self.act = {"geglu": torch.nn.functional.gelu, "reglu": torch.relu}[config.feed_forward_type]
+        whole = 2 ** int(math.log2(self.heads))  # the slopes of so many heads are those of the paper
+        slopes = [2 ** (-8 / whole * (i + 1)) for i in range(whole)]
+        # of the further heads, every other one of twice as many heads
+        slopes += [2 ** (-4 / whole * (i + 1)) for i in range(0, 2 * whole, 2)][: self.heads - whole]
+        self.slopes = torch.tensor(slopes)
+
+    def linear(self, name, x):
+        return torch.nn.functional.linear(x, self.state[name + ".weight"], self.state.get(name + ".bias"))
+
+    def norm(self, name, x):
+        weight, bias = self.state[name + ".weight"], self.state[name + ".bias"]
+        return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_eps)
+
+    def attention(self, at, x, mask):
+        """`mask` is 1 for the keys that count."""
+        batch, n, width = x.shape
+        query, key, value = (self.linear(f"{at}.self.{part}", x) for part in ("query", "key", "value"))
+        if f"{at}.self.layer_norm_q.weight" in self.state:
+            query, key = self.norm(f"{at}.self.layer_norm_q", query), self.norm(f"{at}.self.layer_norm_k", key)
+        query, key, value = (t.view(batch, n, self.heads, -1).transpose(1, 2) for t in (query, key, value))
+        scores = query @ key.transpose(2, 3) / (width / self.heads) ** 0.5
+        place = torch.arange(n)
+        scores = scores - self.slopes[:, None, None] * (place[:, None] - place[None, :]).abs()
+        scores = scores.masked_fill(mask[:, None, None, :] == 0, float("-inf"))
+        context = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, n, width)
+        return self.linear(f"{at}.output.dense", context)
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None, **_):
+        words, types = (self.state[f"embeddings.{t}_embeddings.weight"] for t in ("word", "token_type"))
+        x = words[input_ids] + (types[0] if token_type_ids is None else types[token_type_ids])
+        x = self.norm("embeddings.LayerNorm", x)
+        for layer in range(self.config.num_hidden_layers):
+            at = f"encoder.layer.{layer}"
+            attended = x + self.attention(at + ".attention", x, attention_mask)
+            if at + ".layer_norm_1.weight" in self.state:  # jina-bert-v2-qk-post-norm
+                x = self.norm(at + ".layer_norm_1", attended)
+                y, gate = self.linear(at + ".mlp.up_gated_layer", x).chunk(2, -1)
+                x = self.norm(at + ".layer_norm_2", x + self.linear(at + ".mlp.down_layer", y * self.act(gate)))
+            else:
+                x = self.norm(at + ".attention.output.LayerNorm", attended)
+                gate, y = self.linear(at + ".mlp.gated_layers", x).chunk(2, -1)
+                x = self.norm(at + ".mlp.layernorm", x + self.linear(at + ".mlp.wo", self.act(gate) * y))
+        return BaseModelOutput(last_hidden_state=x)
+
+
+def jina_state(config, qk_norm):
+    """Random tensors under the names of the published checkpoints."""
+    h, i = config.hidden_size, config.intermediate_size
+    shapes = {"embeddings.word_embeddings.weight": (config.vocab_size, h),
+              "embeddings.token_type_embeddings.weight": (config.type_vocab_size, h)}
+
+    def add(name, *shape, bias=True):
+        shapes[name + ".weight"] = shape
+        if bias:
+            shapes[name + ".bias"] = shape[:1]
+
+    add("embeddings.LayerNorm", h)
+    for layer in range(config.num_hidden_layers):
+        at = f"encoder.layer.{layer}"
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            add(f"{at}.attention.{part}", h, h)
+        if qk_norm:
+            for norm in ("attention.self.layer_norm_q", "attention.self.layer_norm_k", "layer_norm_1", "layer_norm_2"):
+                add(f"{at}.{norm}", h)
+            add(f"{at}.mlp.up_gated_layer", 2 * i, h, bias=False)
+            add(f"{at}.mlp.down_layer", h, i)
+        else:
+            for norm in ("attention.output.LayerNorm", "mlp.layernorm"):
+                add(f"{at}.{norm}", h)
+            add(f"{at}.mlp.gated_layers", 2 * i, h, bias=False)
+            add(f"{at}.mlp.wo", h, i)
+
+    def values(name, shape):
+        if len(shape) == 1 and name.endswith("weight"):
+            return 1 + 0.3 * torch.randn(shape)
+        return torch.randn(shape) * (0.3 if len(shape) == 1 else 0.7 if "embeddings" in name else 1.5 / shape[1] ** 0.5)
+
+    return {name: values(name, shape) for name, shape in shapes.items()}
+
+
+def jinas(out, scratch):
+    """jina-embeddings-v2, with and without norms of queries and keys; with 6 and 2 heads, and lengths up to 90."""
+    size = {"vocab_size": len(VOCAB), "max_position_embeddings": 90, "num_hidden_layers": 2, "type_vocab_size": 2,
+            "position_embedding_type": "alibi", "layer_norm_eps": 1e-5, "emb_pooler": "mean"}
+    specs = {
+        "jina-bert-v2": (False, BertConfig(hidden_size=48, num_attention_heads=6, intermediate_size=37,
+                                           feed_forward_type="geglu", **size)),
+        "jina-bert-v2-qk-norm": (True, BertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=44,
+                                                  feed_forward_type="reglu", **size)),
+    }
+    for seed, (name, (qk_norm, config)) in enumerate(specs.items()):
+        torch.manual_seed(300 + seed)
+        plain = scratch / name
+        BertModel(config).save_pretrained(plain)
+        BertTokenizer(vocab={t: i for i, t in enumerate(VOCAB)}, model_max_length=90).save_pretrained(plain)
+        save_chain(out / name / "model", plain, [Pooling(config.hidden_size, "mean")] + [Normalize()] * seed)
+        state = jina_state(config, qk_norm)
+        save_file(state, out / name / "model" / "model.safetensors", {"format": "pt"})
+        golden(out, name, FAMILY_TEXTS, JinaBertV2(config, state))
+        # keys of the published files at which transformers stumbles
+        path = out / name / "model" / "config.json"
+        code = "jinaai/jina-bert-v2-qk-post-norm" if qk_norm else "jinaai/jina-bert-implementation"
+        more = {"_name_or_path": code, "architectures": ["JinaBertForMaskedLM"], "attn_implementation": "torch"}
+        dump(path, {**json.loads(path.read_text()), **more})
+
+
+def rope(theta, **more):
+    return {"rope_type": "default", "rope_theta": theta, **more}
+
+
+def old_nomic_bert(directory):
+    """With the keys and tensor names of nomic-embed-text's own code, which computes the same: what this code names
+    otherwise, and every choice that it has beside."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    old = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+           "intermediate_size": "n_inner", "layer_norm_eps": "layer_norm_epsilon", "max_position_embeddings": "n_positions"}
+    values = {old.get(k, k): v for k, v in config.items()}
+    for key in ("hidden_act", "head_dim", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        values.pop(key, None)
+    values.update({
+        "activation_function": "swiglu", "attn_pdrop": 0.0, "causal": False, "dense_seq_output": True, "embd_pdrop": 0.0,
+        "fused_bias_fc": True, "fused_dropout_add_ln": True, "max_trained_positions": 40, "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False, "pad_vocab_size_multiple": 64, "parallel_block": False, "parallel_block_tied_norm": False,
+        "prenorm": False, "qkv_proj_bias": False, "reorder_and_upcast_attn": False, "resid_pdrop": 0.0,
+        "rotary_emb_base": values.pop("rope_parameters")["rope_theta"], "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
+        "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "summary_activation": None,
+        "summary_first_dropout": 0.0, "summary_proj_to_labels": True, "summary_type": "cls_index",
+        "summary_use_proj": True, "use_cache": True, "use_flash_attn": True, "use_rms_norm": False, "use_xentropy": True,
+    })
+    dump(path, values)
+
+
+def new_gte(directory, factor):
+    """With the keys of gte-en-v1.5's own code. Its "ntk" multiplies the base by a factor and divides all frequencies
+    by factor^(2 / head size), which transformers calls a linear scaling of another base."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    theta = config.pop("rope_parameters")["rope_theta"] / factor
+    config.update({
+        "architectures": ["NewModel"], "model_type": "new", "layer_norm_type": "layer_norm", "logn_attention_clip1": False,
+        "logn_attention_scale": False, "pack_qkv": True, "position_embedding_type": "rope",
+        "rope_scaling": {"factor": factor, "type": "ntk"}, "rope_theta": theta, "unpad_inputs": True,
+        "use_memory_efficient_attention": False,
+    })
+    dump(path, config)
+
+
 def families(out, scratch):
     chains(out, scratch)
+    jinas(out, scratch)
     limits = {"model_max_length": 40}
     characters = charsmap({"\uff21": "A", "\uff22": "B", "\u2460": "1", "ﬁ": "fi", "½": "1/2", "\xfc": "ue", "☃": "cat"})
     bpe, merges = byte_level_bpe(300)
@@ -795,6 +961,37 @@ def families(out, scratch):
         ),
     }
     specs.update(modernberts())
+    long = {**limits, "model_max_length": 90}
+    rotary = {**size, "max_position_embeddings": 90}
+    specs.update({
+        "nomic-bert": (
+            NomicBertConfig(vocab_size=len(VOCAB), hidden_size=48, num_attention_heads=2, intermediate_size=37,
+                            rope_parameters=rope(700.0),
+                            **{**rotary, "hidden_act": "silu", "max_position_embeddings": 60}),
+            BertTokenizer(vocab=wordpiece, **long),
+        ),
+        "nomic-bert-old-keys": (
+            NomicBertConfig(vocab_size=len(VOCAB), hidden_size=32, num_attention_heads=1, intermediate_size=40,
+                            rope_parameters=rope(300.0), **{**rotary, "hidden_act": "silu"}),
+            BertTokenizer(vocab=wordpiece, **long),
+        ),
+        "gte": (
+            GteConfig(vocab_size=len(xlm), hidden_size=48, num_attention_heads=3, intermediate_size=37,
+                      rope_parameters=rope(900.0), **rotary),
+            XLMRobertaTokenizer(vocab=xlm, _spm_precompiled_charsmap=characters, **long),
+        ),
+        "gte-new": (
+            GteConfig(vocab_size=len(VOCAB), hidden_size=32, num_attention_heads=2, intermediate_size=40, type_vocab_size=0,
+                      pad_token_id=0,
+                      rope_parameters={"rope_type": "linear", "rope_theta": 400.0 * 6, "factor": 6.0 ** (2 / 16)}, **rotary),
+            BertTokenizer(vocab=wordpiece, **long),
+        ),
+        "jina-embeddings-v3": (
+            JinaEmbeddingsV3Config(vocab_size=len(xlm), hidden_size=32, num_attention_heads=2, intermediate_size=52,
+                                   rope_parameters=rope(1200.0), **rotary),
+            XLMRobertaTokenizer(vocab=xlm, _spm_precompiled_charsmap=characters, **long),
+        ),
+    })
     poolings = ["mean", "cls", "max"]
     for seed, (name, (config, tokenizer)) in enumerate(specs.items()):
         torch.manual_seed(200 + seed)
@@ -805,9 +1002,18 @@ def families(out, scratch):
         tokenizer.save_pretrained(plain)
         chain = [Pooling(config.hidden_size, poolings[seed % 3])] + [Normalize()] * (seed % 2)
         save_chain(out / name / "model", plain, chain)
+        if name == "nomic-bert":
+            # the reference computes beyond the positions of config.json: there is no table
+            path = out / name / "model" / "sentence_bert_config.json"
+            dump(path, {**json.loads(path.read_text()), "max_seq_length": 90})
         if name == "modernbert-old-keys":
             old_modernbert(out / name / "model")
         golden(out, name, FAMILY_TEXTS)
+        # transformers computes these as its own class only: the same model in the words of its own code
+        if name == "nomic-bert-old-keys":
+            old_nomic_bert(out / name / "model")
+        if name == "gte-new":
+            new_gte(out / name / "model", 6.0)
 
 
 # --------------------------------------------------------------------------------- tokenizer variants

@@ -8,7 +8,7 @@ use crate::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::{
     Activation, AttentionBias, FeedForward, Linear, ModelDesc, Module, ModuleWeights, Norm, Norms, Pooling,
-    Positions, Tensor, Weights, relative_bucket, rotary_angle,
+    Positions, Tensor, Weights, alibi_slope, relative_bucket, rotary_angle,
 };
 use std::collections::VecDeque;
 
@@ -41,6 +41,8 @@ struct LayerF32 {
     query: Affine,
     key: Affine,
     value: Affine,
+    query_norm: Option<Affine>,
+    key_norm: Option<Affine>,
     attention_output: Affine,
     attention_norm: Option<Affine>,
     intermediate: Affine,
@@ -158,6 +160,8 @@ impl Reference {
                     query: (&l.query).into(),
                     key: (&l.key).into(),
                     value: (&l.value).into(),
+                    query_norm: l.query_norm.as_ref().map(Affine::from),
+                    key_norm: l.key_norm.as_ref().map(Affine::from),
                     attention_output: (&l.attention_output).into(),
                     attention_norm: l.attention_norm.as_ref().map(Affine::from),
                     intermediate: (&l.intermediate).into(),
@@ -180,7 +184,7 @@ impl Reference {
             for (c, v) in token.iter_mut().enumerate() {
                 let position = match self.desc.positions {
                     Positions::FromZero | Positions::AfterPadding { .. } => positions[t],
-                    Positions::Rotary { .. } => 0,
+                    Positions::None | Positions::Rotary { .. } => 0,
                 };
                 *v = row(&self.word, ids[t], c)
                     + row(&self.position, position, c)
@@ -197,7 +201,7 @@ impl Reference {
         let mut sum = vec![0f64; ids.len() * self.desc.hidden_size];
         for (step, layer) in self.desc.layer_order().map(|l| &self.layers[l]).enumerate() {
             x = match self.desc.norms {
-                Norms::Post => {
+                Norms::Post | Norms::PostQueryKey => {
                     let mut y = self.attend(&x, layer, positions, step);
                     add(&mut y, &x);
                     if let Some(norm) = &layer.attention_norm {
@@ -236,13 +240,18 @@ impl Reference {
     /// Attention and the product behind it.
     fn attend(&self, x: &[f32], layer: &LayerF32, positions: &[u32], step: usize) -> Vec<f32> {
         let (mut q, mut k, v) = (linear(x, &layer.query), linear(x, &layer.key), linear(x, &layer.value));
+        for (x, norm) in [(&mut q, &layer.query_norm), (&mut k, &layer.key_norm)] {
+            if let Some(norm) = norm {
+                layernorm(x, norm, self.desc.layer_norm_eps);
+            }
+        }
         let reach = self.desc.reach(step);
         match self.desc.positions {
-            Positions::FromZero | Positions::AfterPadding { .. } => {}
-            Positions::Rotary { global_base, local_base } => {
+            Positions::FromZero | Positions::None | Positions::AfterPadding { .. } => {}
+            Positions::Rotary { global_base, local_base, divisor } => {
                 let base = if reach.is_none() { global_base } else { local_base };
-                self.rotate(&mut q, positions, base);
-                self.rotate(&mut k, positions, base);
+                self.rotate(&mut q, positions, base, divisor);
+                self.rotate(&mut k, positions, base, divisor);
             }
         }
         linear(&self.attention(&q, &k, &v, reach), &layer.attention_output)
@@ -250,12 +259,12 @@ impl Reference {
 
     /// The rotary positions of a matrix `[seqlen, hidden]`. The angles are rounded to f32 where transformers
     /// rounds them: at long distances that is seen.
-    fn rotate(&self, x: &mut [f32], positions: &[u32], base: f32) {
+    fn rotate(&self, x: &mut [f32], positions: &[u32], base: f32, divisor: f32) {
         let (h, d) = (self.desc.hidden_size, self.desc.head_dim());
         for (row, &position) in x.chunks_exact_mut(h).zip(positions) {
             for head in row.chunks_exact_mut(d) {
                 for i in 0..d / 2 {
-                    let angle = f64::from(rotary_angle(position, i, d, base));
+                    let angle = f64::from(rotary_angle(position, i, d, base, divisor));
                     let (a, b) = (f64::from(head[i]), f64::from(head[i + d / 2]));
                     head[i] = (a * angle.cos() - b * angle.sin()) as f32;
                     head[i + d / 2] = (b * angle.cos() + a * angle.sin()) as f32;
@@ -297,6 +306,9 @@ impl Reference {
             (AttentionBias::RelativeBuckets, Some(table)) => {
                 let bucket = relative_bucket(key as isize - query as isize);
                 f64::from(table[bucket * self.desc.num_attention_heads + head])
+            }
+            (AttentionBias::Alibi, _) => {
+                f64::from(alibi_slope(head, self.desc.num_attention_heads)) * query.abs_diff(key) as f64
             }
             (AttentionBias::None | AttentionBias::RelativeBuckets, _) => 0.0,
         }
@@ -465,6 +477,8 @@ impl Backend for Reference {
             .map(|l| {
                 [&l.query, &l.key, &l.value, &l.attention_output]
                     .into_iter()
+                    .chain(&l.query_norm)
+                    .chain(&l.key_norm)
                     .chain(&l.attention_norm)
                     .chain([&l.intermediate, &l.output, &l.output_norm])
                     .map(bytes)

@@ -8,6 +8,7 @@ use super::report::Failure;
 use super::rerank::RerankArgs;
 use super::search::SearchArgs;
 use super::similarity::SimilarityArgs;
+use super::tokenize::TokenizeArgs;
 use berthier::backend::cpu::Isa;
 use berthier::backend::{Device, DeviceChoice, Precision};
 use berthier::{Embedder, Normalize, Options};
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Search(SearchArgs),
     /// Documents in the order in which a cross-encoder says that they answer a query
     Rerank(RerankArgs),
+    /// The token ids that a model gets for each text
+    Tokenize(TokenizeArgs),
 }
 
 /// Which model, and on what it runs.

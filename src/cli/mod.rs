@@ -20,6 +20,7 @@ mod report;
 mod rerank;
 mod search;
 mod similarity;
+mod tokenize;
 
 use args::{Args, BenchCommand, Command, ModelArgs};
 use bench::{BenchError, What, costs};
@@ -50,6 +51,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Similarity(args) => similarity::run(args),
         Command::Search(args) => search::run(args),
         Command::Rerank(args) => rerank::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
     };
     match result {
         Ok(Outcome::Done) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,

@@ -84,19 +84,40 @@ impl Tensor {
         }
     }
 
-    /// The rows `rows` of a matrix, as a tensor of their own.
+    /// The rows `rows` of a matrix, or the elements of a vector, as a tensor of their own.
     ///
     /// # Panics
-    /// If the tensor is no matrix or does not have these rows.
+    /// If the tensor is neither or does not have these rows.
     pub fn rows(&self, rows: Range<usize>) -> Self {
-        assert!(self.shape.len() == 2 && rows.end <= self.shape[0], "{}: rows of a matrix", self.name);
-        let row_bytes = self.shape[1] * self.dtype.size();
+        let place = &self.name;
+        assert!(
+            (1..=2).contains(&self.shape.len()) && rows.end <= self.shape[0],
+            "{place}: rows of a matrix"
+        );
+        let row_bytes = self.shape[1..].iter().product::<usize>() * self.dtype.size();
         let start = self.range.start + rows.start * row_bytes;
         Self {
-            shape: vec![rows.len(), self.shape[1]],
+            shape: [&[rows.len()], &self.shape[1..]].concat(),
             range: start..start + rows.len() * row_bytes,
             ..self.clone()
         }
+    }
+
+    /// The rows of `self` and behind them those of `below`, in memory of their own. In the element type of both, else
+    /// in f32, which is as exact.
+    ///
+    /// # Panics
+    /// If the two are not of one width.
+    pub fn above(&self, below: &Self) -> Self {
+        assert_eq!(self.shape[1..], below.shape[1..], "{}: rows of one width", self.name);
+        let mut shape = self.shape.clone();
+        shape[0] += below.shape[0];
+        if self.dtype != below.dtype {
+            return Self::from_f32(&self.name, &shape, &[self.to_f32(), below.to_f32()].concat());
+        }
+        let bytes = [self.bytes(), below.bytes()].concat();
+        let range = 0..bytes.len();
+        Self { shape, bytes: Arc::new(Bytes::Owned(bytes)), range, ..self.clone() }
     }
 
     /// Its name in the file.

@@ -66,7 +66,7 @@ pub(crate) fn open_classifier(dir: &Path, scores: Scores) -> Result<Model> {
     };
     let head = head(&config, &desc, labels(&config)?, activation)?;
     let checkpoint = Checkpoint::open(&home, CONVERT)?;
-    let mut weights = config::weights(&checkpoint, &desc, &mut warnings)?;
+    let mut weights = config::weights(&checkpoint, &mut desc, &mut warnings)?;
     weights.modules = head_weights(&head, &checkpoint, &desc)?;
     desc.pooling = vec![head.pooling];
     desc.modules = head.modules.iter().map(|(module, _)| *module).collect();
@@ -195,6 +195,9 @@ fn head(config: &Object, desc: &ModelDesc, labels: usize, activation: Option<Act
         }
         Family::Electra => cls(Activation::Gelu, ["classifier.dense", "classifier.out_proj"]),
         Family::DistilBert => cls(Activation::Relu, ["pre_classifier", "classifier"]),
+        Family::Gte | Family::JinaBert | Family::JinaV3 | Family::NomicBert => {
+            return Err(config.unsupported("model_type", "no cross-encoder of this family is computed"));
+        }
         Family::ModernBert => {
             let pooling = match config.string("classifier_pooling")? {
                 None | Some("cls") => Pooling::Cls,

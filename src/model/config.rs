@@ -6,11 +6,12 @@
 use super::chain::Chain;
 use super::checkpoint::Checkpoint;
 use super::classifier;
-use super::encoder::{Names, Settings};
+use super::encoder::{MOST_POSITIONS, Names, Settings};
 use super::json::{Object, exists};
-use super::{Family, Model, ModelDesc, TokenizerDesc, Weights};
-use super::{albert, bert, distilbert, electra, modernbert, mpnet, roberta};
+use super::{Family, Model, ModelDesc, Norms, Positions, TokenizerDesc, Weights};
+use super::{albert, bert, distilbert, electra, gte, jina, modernbert, mpnet, nomic, roberta};
 use crate::error::{Error, Result};
+use serde_json::Map;
 use std::path::Path;
 
 /// The names that sentence-transformers has looked for its transformer module's file under (rule 6).
@@ -84,9 +85,11 @@ pub fn open(dir: &Path) -> Result<Model> {
     };
     check_transformer(&transformer)?;
     desc.max_seq_length = max_seq_length(home, &config, &transformer, &desc, &mut warnings)?;
+    // only where positions have no table
+    desc.max_position_embeddings = desc.max_position_embeddings.max(desc.max_seq_length);
 
     let checkpoint = Checkpoint::open(home, CONVERT)?;
-    let mut weights = weights(&checkpoint, &desc, &mut warnings)?;
+    let mut weights = weights(&checkpoint, &mut desc, &mut warnings)?;
     if let Some(chain) = &chain {
         weights.modules = chain.weights(&desc)?;
     }
@@ -132,35 +135,46 @@ pub(super) fn describe(config: &Object, warnings: &mut Vec<String>) -> Result<Mo
         ));
     }
     let mut settings = Settings { config, warnings };
-    settings.refuse_what_no_encoder_has()?;
     let Some(name) = config.string("model_type")? else {
         return Err(config.wrong("model_type", &known_families()));
     };
     let Some((_, family, _)) = FAMILIES.iter().find(|(known, ..)| *known == name) else {
         return Err(config.unsupported("model_type", &format!("this version computes {}", known_families())));
     };
+    settings.refuse_what_no_encoder_has()?;
     match family {
         Family::Albert => albert::describe(&mut settings),
+        Family::Bert if config.get("position_embedding_type").is_some_and(|t| t == "alibi") => {
+            jina::describe_v2(&mut settings)
+        }
         Family::Bert => bert::describe(&mut settings),
         Family::DistilBert => distilbert::describe(&mut settings),
         Family::Electra => electra::describe(&mut settings),
+        Family::Gte => gte::describe(&mut settings),
+        Family::JinaBert => jina::describe_v2(&mut settings),
+        Family::JinaV3 => jina::describe_v3(&mut settings),
         Family::ModernBert => modernbert::describe(&mut settings),
         Family::MpNet => mpnet::describe(&mut settings),
+        Family::NomicBert => nomic::describe(&mut settings),
         Family::Camembert | Family::Roberta | Family::XlmRoberta => roberta::describe(&mut settings, *family),
     }
 }
 
 /// `model_type` of each family, and what its task models put before the encoder's tensors (rule 31).
-pub(super) const FAMILIES: [(&str, Family, &str); 9] = [
-    ("albert", Family::Albert, "albert."),
-    ("bert", Family::Bert, "bert."),
-    ("camembert", Family::Camembert, "roberta."),
-    ("distilbert", Family::DistilBert, "distilbert."),
-    ("electra", Family::Electra, "electra."),
-    ("modernbert", Family::ModernBert, "model."),
-    ("mpnet", Family::MpNet, "mpnet."),
-    ("roberta", Family::Roberta, "roberta."),
-    ("xlm-roberta", Family::XlmRoberta, "roberta."),
+pub(super) const FAMILIES: [(&str, Family, &[&str]); 13] = [
+    ("albert", Family::Albert, &["albert."]),
+    ("bert", Family::Bert, &["bert."]),
+    ("camembert", Family::Camembert, &["roberta."]),
+    ("distilbert", Family::DistilBert, &["distilbert."]),
+    ("electra", Family::Electra, &["electra."]),
+    ("gte", Family::Gte, &["gte.", "new."]),
+    ("jina_embeddings_v3", Family::JinaV3, &["roberta."]),
+    ("modernbert", Family::ModernBert, &["model."]),
+    ("mpnet", Family::MpNet, &["mpnet."]),
+    ("new", Family::Gte, &["new.", "gte."]),
+    ("nomic_bert", Family::NomicBert, &["bert.", "nomic_bert."]),
+    ("roberta", Family::Roberta, &["roberta."]),
+    ("xlm-roberta", Family::XlmRoberta, &["roberta."]),
 ];
 
 fn known_families() -> String {
@@ -170,17 +184,27 @@ fn known_families() -> String {
 /// Every tensor of the encoder. What is left over and is no known head is said in `warnings`.
 pub(super) fn weights(
     checkpoint: &Checkpoint,
-    desc: &ModelDesc,
+    desc: &mut ModelDesc,
     warnings: &mut Vec<String>,
 ) -> Result<Weights> {
-    let prefix = FAMILIES.iter().find(|(_, family, _)| *family == desc.family).map_or("", |f| f.2);
-    let mut names = Names::new(checkpoint, prefix);
+    // JinaBERT's `model_type` is that of BERT, and so are its names
+    let row = if desc.family == Family::JinaBert { Family::Bert } else { desc.family };
+    let prefixes = FAMILIES.iter().find(|(_, family, _)| *family == row).map_or(&[][..], |f| f.2);
+    let mut names = Names::new(checkpoint, prefixes);
+    if desc.family == Family::JinaBert && jina::has_query_key_norms(&names) {
+        desc.norms = Norms::PostQueryKey;
+    }
+    let desc = &*desc;
     let weights = match desc.family {
         Family::Albert => albert::weights(&mut names, desc),
         Family::DistilBert => distilbert::weights(&mut names, desc),
         Family::Electra => electra::weights(&mut names, desc),
+        Family::Gte => gte::weights(&mut names, desc),
+        Family::JinaBert => jina::weights_v2(&mut names, desc),
+        Family::JinaV3 => jina::weights_v3(&mut names, desc),
         Family::ModernBert => modernbert::weights(&mut names, desc),
         Family::MpNet => mpnet::weights(&mut names, desc),
+        Family::NomicBert => nomic::weights(&mut names, desc),
         Family::Bert | Family::Camembert | Family::Roberta | Family::XlmRoberta => {
             bert::weights(&mut names, desc)
         }
@@ -200,24 +224,60 @@ pub(super) fn transformer_config(home: &Path) -> Result<Object> {
     Ok(Object::empty(&home.join(TRANSFORMER_CONFIGS[0])))
 }
 
+/// Keys of the transformer module's file that are computed with, or say nothing of how `encode` computes: how the
+/// reference batches, and the limits of other methods.
+const TRANSFORMER_KEYS: [&str; 9] = [
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "module_output_name",
+    "modality_config",
+    "unpad_inputs",
+    "query_length",
+    "document_length",
+    "backend",
+];
+/// Arguments for transformers: only none.
+const ARGUMENTS: [&str; 6] =
+    ["model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"];
+/// The same, where null is none too.
+const NULL_KEYS: [&str; 3] = ["processing_kwargs", "tokenizer_name_or_path", "query_expansion"];
+
 /// Refuses a transformer module that gives the pooling anything but the last layer's token vectors (rule 7).
 fn check_transformer(config: &Object) -> Result<()> {
     let only = |object: &Object, key: &str, value: &str| match object.string(key)? {
         Some(found) if found != value => Err(object.unsupported(key, &format!("only \"{value}\""))),
         _ => Ok(()),
     };
+    config.not_null("transformer_task", "a string")?;
     only(config, "transformer_task", "feature-extraction")?;
     only(config, "module_output_name", "token_embeddings")?;
-    if let Some(text) = config.object("modality_config")?.map(|m| m.object("text")).transpose()?.flatten() {
-        only(&text, "method", "forward")?;
-        only(&text, "method_output_name", "last_hidden_state")?;
-    }
-    match config.object("processing_kwargs")? {
-        Some(kwargs) if kwargs.iter().next().is_some() => {
-            Err(config.unsupported("processing_kwargs", "only the tokenizer's own settings"))
+    config.not_null("modality_config", "an object")?;
+    if let Some(modalities) = config.object("modality_config")? {
+        if config.get("module_output_name").is_none() {
+            return Err(config.wrong("module_output_name", "\"token_embeddings\", beside modality_config,"));
         }
-        _ => Ok(()),
+        let Some(text) = modalities.object("text")? else {
+            return Err(modalities.wrong("text", "an object"));
+        };
+        for (key, value) in [("method", "forward"), ("method_output_name", "last_hidden_state")] {
+            if text.get(key).is_none() {
+                return Err(text.wrong(key, "a string"));
+            }
+            only(&text, key, value)?;
+        }
     }
+    for (key, value) in config.iter().filter(|(key, _)| !TRANSFORMER_KEYS.contains(key)) {
+        let nothing = if ARGUMENTS.contains(&key) {
+            value.as_object().is_some_and(Map::is_empty)
+        } else {
+            NULL_KEYS.contains(&key) && (value.is_null() || value.as_object().is_some_and(Map::is_empty))
+        };
+        if !nothing {
+            return Err(config.unsupported(key, "no arguments of transformers; only the files' own settings"));
+        }
+    }
+    Ok(())
 }
 
 /// Rules 8 and 9: a clamp where the reference would fail on the first long text.
@@ -239,6 +299,17 @@ pub(super) fn max_seq_length(
         length.min(positions)
     };
     if let Some(length) = transformer.size("max_seq_length")? {
+        let table = match desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } => true,
+            Positions::None | Positions::Rotary { .. } => false,
+        };
+        // rule 8: without a table of positions the reference computes as far as it is told to
+        if !table && length > positions {
+            if length > MOST_POSITIONS {
+                return Err(transformer.unsupported("max_seq_length", &format!("at most {MOST_POSITIONS}")));
+            }
+            return Ok(length);
+        }
         return Ok(clamp(transformer, "max_seq_length", length));
     }
     let tokenizer = Object::read_or_empty(&home.join("tokenizer_config.json"))?;
@@ -260,6 +331,8 @@ pub(super) fn max_seq_length(
 /// `config_sentence_transformers.json` (rules 4, 52 and 54).
 fn prompts_and_dim(dir: &Path, desc: &mut ModelDesc, warnings: &mut Vec<String>) -> Result<()> {
     let config = Object::read_or_empty(&dir.join("config_sentence_transformers.json"))?;
+    config.not_null("model_type", "\"SentenceTransformer\"")?;
+    config.not_null("prompts", "an object")?;
     if config.string("model_type")?.is_some_and(|t| t != "SentenceTransformer") {
         return Err(config.unsupported("model_type", "only \"SentenceTransformer\""));
     }

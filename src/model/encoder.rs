@@ -3,7 +3,7 @@
 
 use super::checkpoint::Checkpoint;
 use super::json::Object;
-use super::{Activation, Layer, Linear, ModelDesc, Norm, Tensor, Weights};
+use super::{Activation, Layer, Linear, ModelDesc, Norm, Positions, Tensor, Weights};
 use crate::error::Result;
 use std::collections::HashSet;
 
@@ -32,6 +32,10 @@ const IGNORED: [&str; 18] = [
     "decoder.",
     "head.",
 ];
+/// Buffers of rotary positions, in whatever module.
+const ROTARY_BUFFERS: &str = "rotary_emb.";
+/// Far above any model's.
+pub(super) const MOST_POSITIONS: usize = 1 << 17;
 /// Unused tensors that a warning names.
 const NAMED_LEFTOVERS: usize = 3;
 
@@ -47,7 +51,12 @@ impl Settings<'_> {
     pub(super) fn refuse_what_no_encoder_has(&self) -> Result<()> {
         let config = self.config;
         // rule 29: transformers 4 computes these, 5 silently does not
-        if config.string("position_embedding_type")?.is_some_and(|t| t != "absolute") {
+        let kind = config.string("position_embedding_type")?;
+        // of these families, where the attention has other positions
+        let other = [("bert", "alibi"), ("new", "rope"), ("gte", "rope")].iter().any(|(family, other)| {
+            config.get("model_type").is_some_and(|t| t == family) && kind == Some(other)
+        });
+        if !other && kind.is_some_and(|t| t != "absolute") {
             return Err(config.unsupported("position_embedding_type", "only \"absolute\""));
         }
         // rule 30
@@ -68,6 +77,55 @@ impl Settings<'_> {
     pub(super) fn size(&mut self, key: &str, default: usize) -> Result<usize> {
         let found = self.config.size(key)?;
         Ok(found.unwrap_or_else(|| self.assumed(key, default)))
+    }
+
+    /// The longest sequence of a model without a table of positions. Nothing in the checkpoint bears it out, so
+    /// there is a limit.
+    pub(super) fn longest(&mut self, key: &str, default: usize) -> Result<usize> {
+        let longest = self.size(key, default)?;
+        if longest > MOST_POSITIONS {
+            return Err(self.config.unsupported(key, &format!("at most {MOST_POSITIONS}")));
+        }
+        Ok(longest)
+    }
+
+    /// The number of token types; there may be none.
+    pub(super) fn types(&mut self, default: u32) -> Result<usize> {
+        Ok(self.index("type_vocab_size", default)? as usize)
+    }
+
+    /// Refuses any value but the one that is computed.
+    pub(super) fn only_bool(&self, key: &str, value: bool) -> Result<()> {
+        if self.config.bool(key)?.is_some_and(|v| v != value) {
+            return Err(self.config.unsupported(key, &format!("only {value}")));
+        }
+        Ok(())
+    }
+
+    /// Refuses any value but the one that is computed.
+    pub(super) fn only_string(&self, key: &str, value: &str) -> Result<()> {
+        if self.config.string(key)?.is_some_and(|v| v != value) {
+            return Err(self.config.unsupported(key, &format!("only \"{value}\"")));
+        }
+        Ok(())
+    }
+
+    /// Refuses heads of another size than their share of the width.
+    pub(super) fn check_head_dim(&self, head_dim: usize) -> Result<()> {
+        if self.config.size("head_dim")?.is_some_and(|d| d != head_dim) {
+            return Err(self
+                .config
+                .unsupported("head_dim", &format!("only {head_dim}, the heads' share of the width")));
+        }
+        Ok(())
+    }
+
+    /// Refuses heads whose components make no pairs.
+    pub(super) fn even_heads(&self, key: &str, head_dim: usize) -> Result<()> {
+        if head_dim.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(self.config.unsupported(key, "heads of an even size"))
     }
 
     /// An id: a whole number from 0.
@@ -138,7 +196,7 @@ impl Settings<'_> {
         })
     }
 
-    fn assumed<T: std::fmt::Display>(&mut self, key: &str, value: T) -> T {
+    pub(super) fn assumed<T: std::fmt::Display>(&mut self, key: &str, value: T) -> T {
         let path = self.config.path().display();
         self.warnings.push(format!("{path}: no '{key}': {value} assumed, as transformers does"));
         value
@@ -164,14 +222,21 @@ pub(super) struct Names<'c> {
     used: HashSet<String>,
 }
 
+/// The products of a layer's queries, keys and values.
+pub(super) struct Qkv {
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+}
+
 impl<'c> Names<'c> {
-    /// `prefix` is the family's `base_model_prefix` and a dot, which task models put before the encoder's
+    /// `prefixes` are the family's `base_model_prefix` and a dot, which task models put before the encoder's
     /// names. Whether this checkpoint does is decided by the names, not by trial (rule 31).
-    pub(super) fn new(checkpoint: &'c Checkpoint, prefix: &'static str) -> Self {
+    pub(super) fn new(checkpoint: &'c Checkpoint, prefixes: &[&'static str]) -> Self {
         let bare =
             checkpoint.names().any(|n| n.starts_with("embeddings.") && n.ends_with("_embeddings.weight"));
-        let prefixed = checkpoint.names().any(|n| n.starts_with(prefix));
-        let prefix = if prefixed && !bare { prefix } else { "" };
+        let prefix = prefixes.iter().find(|prefix| checkpoint.names().any(|n| n.starts_with(**prefix)));
+        let prefix = prefix.copied().filter(|_| !bare).unwrap_or("");
         Self { checkpoint, prefix, used: HashSet::new() }
     }
 
@@ -200,6 +265,21 @@ impl<'c> Names<'c> {
         Ok(Norm { weight: either("weight", "gamma")?, bias: Some(either("bias", "beta")?) })
     }
 
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&format!("{}{name}", self.prefix))
+    }
+
+    /// Queries, keys and values from one tensor, in this order.
+    pub(super) fn qkv(&mut self, name: &str, h: usize, bias: bool) -> Result<Qkv> {
+        let weight = self.tensor(&format!("{name}.weight"), &[3 * h, h])?;
+        let bias = if bias { Some(self.tensor(&format!("{name}.bias"), &[3 * h])?) } else { None };
+        let part = |which: usize| {
+            let rows = which * h..(which + 1) * h;
+            Linear { weight: weight.rows(rows.clone()), bias: bias.as_ref().map(|b| b.rows(rows)) }
+        };
+        Ok(Qkv { query: part(0), key: part(1), value: part(2) })
+    }
+
     /// A norm without bias.
     pub(super) fn bare_norm(&mut self, name: &str, h: usize) -> Result<Norm> {
         Ok(Norm { weight: self.tensor(&format!("{name}.weight"), &[h])?, bias: None })
@@ -212,18 +292,28 @@ impl<'c> Names<'c> {
 
     /// The three tables and their norm; nothing else is there yet.
     pub(super) fn embeddings(&mut self, desc: &ModelDesc) -> Result<Weights> {
+        self.embeddings_with_norm(desc, "embeddings.LayerNorm")
+    }
+
+    /// As [`embeddings`](Self::embeddings), with a name of its own for the norm.
+    pub(super) fn embeddings_with_norm(&mut self, desc: &ModelDesc, norm: &str) -> Result<Weights> {
         let e = desc.embedding_width();
         let mut table =
             |name: &str, rows: usize| self.tensor(&format!("embeddings.{name}.weight"), &[rows, e]);
         let word_embeddings = table("word_embeddings", desc.vocab_size)?;
-        let position_embeddings = table("position_embeddings", desc.max_position_embeddings)?;
+        let position_embeddings = match desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } => {
+                Some(table("position_embeddings", desc.max_position_embeddings)?)
+            }
+            Positions::None | Positions::Rotary { .. } => None,
+        };
         let types = Some(desc.type_vocab_size).filter(|&rows| rows > 0);
         let token_type_embeddings = types.map(|rows| table("token_type_embeddings", rows)).transpose()?;
         Ok(Weights {
             word_embeddings,
-            position_embeddings: Some(position_embeddings),
+            position_embeddings,
             token_type_embeddings,
-            embeddings_norm: self.norm("embeddings.LayerNorm", e)?,
+            embeddings_norm: self.norm(norm, e)?,
             embeddings_projection: None,
             relative_attention_bias: None,
             layers: Vec::new(),
@@ -248,6 +338,8 @@ impl<'c> Names<'c> {
             query: self.linear(&at(names.query), h, h)?,
             key: self.linear(&at(names.key), h, h)?,
             value: self.linear(&at(names.value), h, h)?,
+            query_norm: None,
+            key_norm: None,
             attention_output: self.linear(&at(names.attention_output), h, h)?,
             attention_norm: Some(self.norm(&at(names.attention_norm), h)?),
             intermediate: self.linear(&at(names.intermediate), i, h)?,
@@ -262,6 +354,7 @@ impl<'c> Names<'c> {
             .checkpoint
             .names()
             .filter(|n| !self.used.contains(*n))
+            .filter(|n| !n.contains(ROTARY_BUFFERS))
             .filter(|n| !IGNORED.iter().any(|i| n.strip_prefix(self.prefix).unwrap_or(n).starts_with(i)))
             .collect();
         let (first, path) = (left.first()?, self.checkpoint.path().display());

@@ -68,6 +68,15 @@ impl Object {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// Refuses null where the reference takes it for a value, and fails.
+    pub(super) fn not_null(&self, key: &str, needed: &str) -> Result<()> {
+        if self.map.get(key).is_some_and(Value::is_null) {
+            let place = format!("'{}{key}'", self.prefix);
+            return Err(Error::config(&self.path, format!("{place}: null found, {needed} needed")));
+        }
+        Ok(())
+    }
+
     /// Keys and values in the file's or in alphabetical order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.map.iter().map(|(k, v)| (k.as_str(), v))

@@ -16,17 +16,22 @@ mod config;
 mod distilbert;
 mod electra;
 mod encoder;
+mod gte;
+mod jina;
 mod json;
 pub mod locate;
 mod modernbert;
 mod mpnet;
+mod nomic;
 mod roberta;
+mod rotary;
 mod weights;
 
 pub use checkpoint::{Dtype, Tensor};
 pub(crate) use classifier::{Scores, open_classifier};
 pub use config::open;
 pub use mpnet::relative_bucket;
+pub use rotary::rotary_angle;
 pub use weights::{Layer, Linear, ModuleWeights, Norm, Weights};
 
 /// A model directory, read and checked.
@@ -129,7 +134,7 @@ impl ModelDesc {
     /// Tokens of the longest sequence that has positions.
     pub fn longest_sequence(&self) -> usize {
         match self.positions {
-            Positions::FromZero | Positions::Rotary { .. } => self.max_position_embeddings,
+            Positions::FromZero | Positions::None | Positions::Rotary { .. } => self.max_position_embeddings,
             Positions::AfterPadding { pad } => self.max_position_embeddings.saturating_sub(pad as usize + 1),
         }
     }
@@ -235,11 +240,22 @@ pub enum Family {
     DistilBert,
     /// ELECTRA (Clark et al. 2020): BERT with narrow embeddings.
     Electra,
+    /// The encoder of gte-en-v1.5, gte-multilingual and arctic-embed-v2 (Zhang et al. 2024): BERT with rotary
+    /// positions and a gated feed-forward.
+    Gte,
+    /// The encoder of jina-embeddings-v2 (Günther et al. 2023): BERT without positions, with ALiBi's bias in the
+    /// attention, and a gated feed-forward.
+    JinaBert,
+    /// The encoder of jina-embeddings-v3 (Sturua et al. 2024) in transformers' form, without adapters: XLM-RoBERTa
+    /// with rotary positions.
+    JinaV3,
     /// ModernBERT (Warner et al. 2024): rotary positions, gated feed-forward, layernorms in front, layers whose
     /// attention is local.
     ModernBert,
     /// MPNet (Song et al. 2020): BERT without token types, with relative positions in the attention.
     MpNet,
+    /// NomicBERT (Nussbaum et al. 2024): BERT with rotary positions and a gated feed-forward, without biases.
+    NomicBert,
     /// RoBERTa (Liu et al. 2019): BERT with positions that count from behind the padding's.
     Roberta,
     /// XLM-RoBERTa (Conneau et al. 2019): RoBERTa with a Unigram tokenizer.
@@ -256,22 +272,18 @@ pub enum Positions {
         /// The id of the padding token.
         pad: u32,
     },
-    /// No table: queries and keys are rotated (Su et al. 2021) by position · base^(−2i / head_dim), component i
-    /// with component i + head_dim / 2.
+    /// No table, and nothing in its place: the attention's bias alone tells tokens apart.
+    None,
+    /// No table: queries and keys are rotated (Su et al. 2021) by [`rotary_angle`], component i with component
+    /// i + head_dim / 2.
     Rotary {
         /// Of layers whose attention reaches all tokens.
         global_base: f32,
         /// Of layers whose attention does not.
         local_base: f32,
+        /// All angles are divided by it: 1 where positions are not scaled.
+        divisor: f32,
     },
-}
-
-/// The angle by which components `i` and `i + head_dim / 2` are rotated at a position, rounded to f32 at each
-/// step as transformers does it.
-pub fn rotary_angle(position: u32, i: usize, head_dim: usize, base: f32) -> f32 {
-    let exponent = (2 * i) as f32 / head_dim as f32;
-    let power = f64::from(base).powf(f64::from(exponent)) as f32;
-    position as f32 * (1.0 / power)
 }
 
 /// What happens between the feed-forward's two products.
@@ -288,6 +300,8 @@ pub enum FeedForward {
 pub enum Norms {
     /// Behind each residual.
     Post,
+    /// As `Post`, and over each token's queries and keys, all heads at once, before they meet.
+    PostQueryKey,
     /// In front of attention and feed-forward, outside of the residual, and one behind the last layer.
     Pre,
 }
@@ -312,7 +326,7 @@ impl Positions {
         let mut count = 0;
         ids.iter().map(move |&id| {
             let row = match self {
-                Self::FromZero | Self::Rotary { .. } => count,
+                Self::FromZero | Self::None | Self::Rotary { .. } => count,
                 Self::AfterPadding { pad } if id == pad => return pad,
                 Self::AfterPadding { pad } => pad + 1 + count,
             };
@@ -329,6 +343,16 @@ pub enum AttentionBias {
     None,
     /// A number for each head and [`relative_bucket`] of key and query, the same in all layers.
     RelativeBuckets,
+    /// The distance of key and query times the head's [`alibi_slope`] (Press et al. 2022, on both sides).
+    Alibi,
+}
+
+/// What ALiBi multiplies distances with, negative: −2^(−8(h + 1) / n) for the heads `h` of the greatest power of two
+/// n that there are heads for, and for those beyond every other slope of 2n heads.
+pub fn alibi_slope(head: usize, heads: usize) -> f32 {
+    let whole = 1 << heads.ilog2();
+    let slope = |place: usize, of: usize| -(-8.0 * place as f64 / of as f64).exp2() as f32;
+    if head < whole { slope(head + 1, whole) } else { slope(2 * (head - whole) + 1, 2 * whole) }
 }
 
 /// Whether layers have weights of their own.

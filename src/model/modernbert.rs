@@ -1,9 +1,10 @@
 //! ModernBERT: layernorms in front, rotary positions, a gated feed-forward, no biases, and layers whose attention
 //! reaches near tokens only.
 
-use super::encoder::{Names, Settings};
+use super::encoder::{Names, Qkv, Settings};
 use super::json::Object;
-use super::{AttentionSpan, Family, FeedForward, Layer, Linear, ModelDesc, Norms, Positions, Weights};
+use super::rotary::base;
+use super::{AttentionSpan, Family, FeedForward, Layer, ModelDesc, Norms, Positions, Weights};
 use crate::error::Result;
 
 pub(super) fn describe(settings: &mut Settings<'_>) -> Result<ModelDesc> {
@@ -16,10 +17,8 @@ pub(super) fn describe(settings: &mut Settings<'_>) -> Result<ModelDesc> {
     let hidden_size = settings.size("hidden_size", 768)?;
     let num_hidden_layers = settings.size("num_hidden_layers", 22)?;
     let num_attention_heads = settings.heads("num_attention_heads", 12, ("hidden_size", hidden_size))?;
-    if !(hidden_size / num_attention_heads).is_multiple_of(2) {
-        return Err(settings.config.unsupported("num_attention_heads", "heads of an even size"));
-    }
-    let max_position_embeddings = settings.size("max_position_embeddings", 8192)?;
+    settings.even_heads("num_attention_heads", hidden_size / num_attention_heads)?;
+    let max_position_embeddings = settings.longest("max_position_embeddings", 8192)?;
     let (global_base, local_base) = rotary_bases(settings.config)?;
     Ok(ModelDesc {
         family: Family::ModernBert,
@@ -31,7 +30,7 @@ pub(super) fn describe(settings: &mut Settings<'_>) -> Result<ModelDesc> {
         feed_forward: FeedForward::Gated,
         norms: Norms::Pre,
         max_position_embeddings,
-        positions: Positions::Rotary { global_base, local_base },
+        positions: Positions::Rotary { global_base, local_base, divisor: 1.0 },
         attention_span: AttentionSpan::Mixed {
             reach: settings.size("local_attention", 128)? / 2,
             local: local_layers(settings.config, num_hidden_layers)?,
@@ -82,10 +81,6 @@ fn rotary_bases(config: &Object) -> Result<(f32, f32)> {
         return Err(parameters.unsupported(name, "only full_attention and sliding_attention"));
     }
     let bases = |key: &str, old: &str, default: f32| {
-        // the reference takes null for a number, and fails
-        if config.iter().any(|(name, value)| name == old && value.is_null()) {
-            return Err(config.wrong(old, BASE));
-        }
         let old = base(config, old)?.unwrap_or(default);
         match parameters.as_ref().map(|p| p.object(key)).transpose()?.flatten() {
             None => Ok(old),
@@ -104,15 +99,6 @@ fn rotary_bases(config: &Object) -> Result<(f32, f32)> {
     Ok((bases(KEYS[0], "global_rope_theta", 160_000.0)?, bases(KEYS[1], "local_rope_theta", 10_000.0)?))
 }
 
-const BASE: &str = "a number from 1 to 1e12";
-
-fn base(object: &Object, key: &str) -> Result<Option<f32>> {
-    match object.number(key)? {
-        Some(base) if !(1.0..=1e12).contains(&base) => Err(object.wrong(key, BASE)),
-        base => Ok(base.map(|base| base as f32)),
-    }
-}
-
 pub(super) fn weights(names: &mut Names<'_>, desc: &ModelDesc) -> Result<Weights> {
     let (h, i) = (desc.hidden_size, desc.intermediate_size);
     let word_embeddings = names.tensor("embeddings.tok_embeddings.weight", &[desc.vocab_size, h])?;
@@ -122,12 +108,13 @@ pub(super) fn weights(names: &mut Names<'_>, desc: &ModelDesc) -> Result<Weights
         let at = |part: &str| format!("layers.{l}.{part}");
         // the embeddings' norm stands in front of the first layer's attention
         let attention_norm = if l == 0 { None } else { Some(names.bare_norm(&at("attn_norm"), h)?) };
-        let qkv = names.tensor(&at("attn.Wqkv.weight"), &[3 * h, h])?;
-        let part = |which: usize| Linear { weight: qkv.rows(which * h..(which + 1) * h), bias: None };
+        let Qkv { query, key, value } = names.qkv(&at("attn.Wqkv"), h, false)?;
         layers.push(Layer {
-            query: part(0),
-            key: part(1),
-            value: part(2),
+            query,
+            key,
+            value,
+            query_norm: None,
+            key_norm: None,
             attention_output: names.bare_linear(&at("attn.Wo"), h, h)?,
             attention_norm,
             intermediate: names.bare_linear(&at("mlp.Wi"), 2 * i, h)?,

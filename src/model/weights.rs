@@ -8,7 +8,7 @@ use super::{AttentionBias, ModelDesc, Module, Norms, Positions, Tensor};
 pub struct Weights {
     /// `[vocab_size, embedding_width]`
     pub word_embeddings: Tensor,
-    /// `[max_position_embeddings, embedding_width]`, unless positions are rotary.
+    /// `[max_position_embeddings, embedding_width]`, where positions have a table.
     pub position_embeddings: Option<Tensor>,
     /// `[type_vocab_size, embedding_width]`, if there are types.
     pub token_type_embeddings: Option<Tensor>,
@@ -51,6 +51,10 @@ pub struct Layer {
     pub key: Linear,
     /// `[hidden_size, hidden_size]`
     pub value: Linear,
+    /// Over a token's query, if there is such a norm.
+    pub query_norm: Option<Norm>,
+    /// Over a token's key, if there is such a norm.
+    pub key_norm: Option<Norm>,
     /// `[hidden_size, hidden_size]`
     pub attention_output: Linear,
     /// Behind the attention's residual, or in front of the attention; there none is the identity.
@@ -113,15 +117,19 @@ impl Weights {
             Positions::FromZero | Positions::AfterPadding { .. } => {
                 Some(table("position_embeddings", desc.max_position_embeddings, e, 0.02))
             }
-            Positions::Rotary { .. } => None,
+            Positions::None | Positions::Rotary { .. } => None,
         };
         let types = desc.type_vocab_size;
         let token_type_embeddings = (types > 0).then(|| table("token_type_embeddings", types, e, 0.02));
         let relative_attention_bias = match desc.attention_bias {
-            AttentionBias::None => None,
+            AttentionBias::None | AttentionBias::Alibi => None,
             AttentionBias::RelativeBuckets => {
                 Some(table("relative_attention_bias", RELATIVE_BUCKETS, desc.num_attention_heads, 0.5))
             }
+        };
+        let query_key = match desc.norms {
+            Norms::Post | Norms::Pre => false,
+            Norms::PostQueryKey => true,
         };
         Self {
             word_embeddings,
@@ -135,6 +143,8 @@ impl Weights {
                     query: random.linear(&format!("{l}.query"), h, h),
                     key: random.linear(&format!("{l}.key"), h, h),
                     value: random.linear(&format!("{l}.value"), h, h),
+                    query_norm: query_key.then(|| random.norm(&format!("{l}.query_norm"), h)),
+                    key_norm: query_key.then(|| random.norm(&format!("{l}.key_norm"), h)),
                     attention_output: random.linear(&format!("{l}.attention_output"), h, h),
                     attention_norm: Some(random.norm(&format!("{l}.attention_norm"), h)),
                     intermediate: random.linear(&format!("{l}.intermediate"), desc.inner_width(), h),
@@ -143,7 +153,7 @@ impl Weights {
                 })
                 .collect(),
             final_norm: match desc.norms {
-                Norms::Post => None,
+                Norms::Post | Norms::PostQueryKey => None,
                 Norms::Pre => Some(random.norm("final_norm", h)),
             },
             modules: random.modules(desc),
@@ -156,7 +166,13 @@ impl Layer {
         [&self.query, &self.key, &self.value, &self.attention_output, &self.intermediate, &self.output]
             .into_iter()
             .flat_map(Linear::tensors)
-            .chain(self.attention_norm.iter().chain([&self.output_norm]).flat_map(Norm::tensors))
+            .chain(
+                [&self.query_norm, &self.key_norm, &self.attention_norm]
+                    .into_iter()
+                    .flatten()
+                    .chain([&self.output_norm])
+                    .flat_map(Norm::tensors),
+            )
     }
 }
 

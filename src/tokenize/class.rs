@@ -18,9 +18,11 @@ pub(super) const CLASSES: [(&str, Class); 14] = [
     ("TokenizersBackend", Class::Unchanged),
 ];
 /// The class of a `model_type` of `config.json` where no file names one.
-pub(super) const CLASS_OF_MODEL: [(&str, &str); 5] = [
+pub(super) const CLASS_OF_MODEL: [(&str, &str); 7] = [
     ("albert", "AlbertTokenizer"),
     ("camembert", "CamembertTokenizer"),
+    ("gte", "XLMRobertaTokenizer"),
+    ("jina_embeddings_v3", "XLMRobertaTokenizer"),
     ("mpnet", "MPNetTokenizer"),
     ("roberta", "RobertaTokenizer"),
     ("xlm-roberta", "XLMRobertaTokenizer"),

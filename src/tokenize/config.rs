@@ -188,6 +188,9 @@ pub(super) fn read(dir: &Path) -> Result<Recipe> {
     let json = read_if_there(&json_path)?;
 
     let file: Option<TokenizerJson> = json.as_deref().map(|bytes| parse(&json_path, bytes)).transpose()?;
+    if config.keys.get("truncation_side").is_some_and(Value::is_null) {
+        return Err(config.wrong("truncation_side", &Value::Null, "\"left\" or \"right\""));
+    }
     let file_direction = file.as_ref().and_then(|f| f.truncation.as_ref()?.direction.clone());
     let cut = match (config.text("truncation_side")?, file_direction.as_deref()) {
         (Some("left"), _) | (None, Some("Left")) => Side::Left,
@@ -307,6 +310,10 @@ fn rebuild(class: Class, path: &Path, json: &[u8], config: &Object, specials: &S
             (unigram(at), charsmap.unwrap_or_default(), metaspace(prefix))
         }
         Class::Albert => {
+            // the template is the file's, and yet the reference cannot do without these
+            for key in ["cls_token", "sep_token"] {
+                specials.content(config, key)?;
+            }
             let replace =
                 |from: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": "\""});
             let mut all = vec![replace("``"), replace("''")];
@@ -385,8 +392,14 @@ impl Specials {
             let decoder: BTreeMap<u32, TokenJson> =
                 from_value(&config.path, "added_tokens_decoder", decoder)?;
             declared.extend(decoder.into_iter().map(|(id, t)| (id, t.with_id(Some(id)))));
+            for key in SPECIAL_KEYS {
+                check_token(config, key)?;
+            }
         } else {
             let map = Object::read(dir.join("special_tokens_map.json"))?;
+            for key in SPECIAL_KEYS.iter().filter(|key| !map.keys.contains_key(**key)) {
+                check_token(config, key)?;
+            }
             keys.extend(map.keys);
             let path = dir.join("added_tokens.json");
             if let Some(bytes) = read_if_there(&path)? {
@@ -479,6 +492,16 @@ impl Specials {
             }
         }
         added
+    }
+}
+
+/// Refuses a token of `tokenizer_config.json` that is an object without the mark that the reference needs there.
+fn check_token(config: &Object, key: &str) -> Result<()> {
+    match config.get(key) {
+        Some(token @ Value::Object(keys)) if keys.get("__type").is_none_or(|t| t != "AddedToken") => {
+            Err(config.wrong(key, token, "a string, or \"__type\": \"AddedToken\" in it,"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@
 use super::config::{AddedToken, Bert, Kind, Recipe};
 use super::{PairTemplate, Template};
 use crate::error::{Error, Result};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tokenizers::Model;
 use tokenizers::models::wordpiece::WordPiece;
@@ -41,7 +42,9 @@ impl TextTokenizer {
         let mut ids = Vec::new();
         for piece in pieces(text, bytes) {
             // the fast form: no offsets into the text
-            let tokens = self.inner.encode_fast(piece, false).map_err(|e| refused(&self.path, e))?;
+            let tokens = guarded(&self.path, || {
+                self.inner.encode_fast(piece, false).map_err(|e| refused(&self.path, e))
+            })?;
             ids.extend_from_slice(tokens.get_ids());
         }
         Ok(ids)
@@ -74,13 +77,31 @@ fn parts_at_spaces(added: &[AddedToken]) -> bool {
     added.iter().all(|t| t.content.bytes().all(|b| b.is_ascii_graphic()))
 }
 
+/// The tokenizer, and what it puts around a text and two texts, or why it has no form for two.
+type Built = (TextTokenizer, Template, std::result::Result<PairTemplate, String>);
+
 /// Builds what the files describe. `lowercase_first` is the `do_lower_case` of the transformer module, which
 /// comes before the tokenizer's own normalisation. Every id must be below `vocab_size`.
-pub(super) fn build(
-    recipe: Recipe,
-    lowercase_first: bool,
-    vocab_size: usize,
-) -> Result<(TextTokenizer, Template, std::result::Result<PairTemplate, String>)> {
+pub(super) fn build(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
+    let path = recipe.path.clone();
+    guarded(&path, || build_unguarded(recipe, lowercase_first, vocab_size))
+}
+
+/// Calls what calls the crate, which panics at some files that are wrong: an error like any other.
+fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    // nothing that a panic may leave half done is used again: a tokenizer that is being built is dropped, and a
+    // built one is only read, but for its cache of words, which it does without where that is locked
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let message = text.or_else(|| panic.downcast_ref().copied()).unwrap_or("no message");
+        Err(Error::Tokenizer {
+            path: path.into(),
+            message: format!("the tokenizer cannot work with it: {message}"),
+        })
+    })
+}
+
+fn build_unguarded(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
     let path = recipe.path;
     let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
 
@@ -199,7 +220,8 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, added: &[AddedToken]) -> std::r
         if token.id.is_some() && found != token.id {
             let [declared, found] = [token.id, found].map(|id| id.map_or("none".into(), |id| id.to_string()));
             return Err(format!(
-                "added token '{content}' is declared with id {declared}, and gets {found} behind the vocabulary"
+                "added token '{content}' is declared with id {declared}, and gets {found} behind the vocabulary \
+                 (added_tokens, added_tokens_decoder)"
             ));
         }
     }

@@ -57,7 +57,7 @@ impl Forward<'_> {
         let layers = self.weights.layer_order.iter().map(|&l| &self.weights.layers[l]);
         for (step, layer) in layers.enumerate() {
             let pre = match self.desc.norms {
-                Norms::Post => false,
+                Norms::Post | Norms::PostQueryKey => false,
                 Norms::Pre => true,
             };
             // with the norms in front, `context` holds the normed rows until attention's output comes there
@@ -68,9 +68,17 @@ impl Forward<'_> {
             }
             let input = matrix(if normed.is_some() { &ws.context } else { &ws.x }, m, h, x_stride);
             gemm(kernels, team, input, &layer.qkv, None, false, &mut ws.wide, qkv_stride);
+            if let Some(norms) = &layer.query_key_norms {
+                let eps = self.desc.layer_norm_eps;
+                each_row(team, &matrix_mut(&mut ws.wide, m, 3 * h, qkv_stride), |_, row| {
+                    for (part, norm) in row.chunks_exact_mut(h).zip(norms) {
+                        kernels.layernorm(part, &norm.weight, &norm.bias, eps);
+                    }
+                });
+            }
             let reach = self.desc.reach(step);
             match self.desc.positions {
-                Positions::FromZero | Positions::AfterPadding { .. } => {}
+                Positions::FromZero | Positions::None | Positions::AfterPadding { .. } => {}
                 Positions::Rotary { .. } => {
                     let rotary = &self.weights.rotary[usize::from(reach.is_some())];
                     self.rotate(team, rotary, tokens.start, &matrix_mut(&mut ws.wide, m, 3 * h, qkv_stride));
@@ -214,7 +222,7 @@ impl Forward<'_> {
             self.weights.word.read_f32(at(self.batch.ids[t]).start, row);
             let position = match self.desc.positions {
                 Positions::FromZero | Positions::AfterPadding { .. } => self.batch.positions[t],
-                Positions::Rotary { .. } => 0,
+                Positions::None | Positions::Rotary { .. } => 0,
             };
             let position = &self.weights.position[at(position)];
             let token_type = &self.weights.token_type[at(self.batch.type_ids[t])];
@@ -288,7 +296,7 @@ impl Forward<'_> {
         let longest = self.desc.longest_sequence();
         let bias: &[f32] = match self.desc.attention_bias {
             AttentionBias::None => &[],
-            AttentionBias::RelativeBuckets => {
+            AttentionBias::RelativeBuckets | AttentionBias::Alibi => {
                 &self.weights.attention_bias[head * (2 * longest - 1)..][..2 * longest - 1]
             }
         };

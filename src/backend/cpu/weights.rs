@@ -4,8 +4,8 @@ use super::buffer::Buffer;
 use super::gemm::Linear;
 use super::team::Team;
 use crate::model::{
-    self, Activation, AttentionBias, ModelDesc, ModuleWeights, Positions, Tensor, relative_bucket,
-    rotary_angle,
+    self, Activation, AttentionBias, ModelDesc, ModuleWeights, Positions, Tensor, alibi_slope,
+    relative_bucket, rotary_angle,
 };
 
 /// Everything that the forward pass reads.
@@ -94,8 +94,10 @@ impl Module {
 
 /// One encoder layer.
 pub(super) struct Layer {
-    /// Query, key and value side by side, `[3 * hidden, hidden]`; 1/√head_dim is in the query's part.
+    /// Query, key and value side by side, `[3 * hidden, hidden]`; 1/√head_dim is in the query's part, or in its norm.
     pub(super) qkv: Linear,
+    /// Of queries and keys.
+    pub(super) query_key_norms: Option<[Norm; 2]>,
     pub(super) attention_output: Linear,
     /// None is the identity.
     pub(super) attention_norm: Option<Norm>,
@@ -114,6 +116,13 @@ impl Norm {
     fn new(norm: &model::Norm) -> Self {
         let zeros = || Buffer::zeroed(norm.weight.numel());
         Self { weight: copy(&norm.weight), bias: norm.bias.as_ref().map_or_else(zeros, copy) }
+    }
+
+    /// Its output times `scale`.
+    fn scaled(norm: &model::Norm, scale: f64) -> Self {
+        let mut norm = Self::new(norm);
+        norm.weight.iter_mut().chain(norm.bias.iter_mut()).for_each(|v| *v = (f64::from(*v) * scale) as f32);
+        norm
     }
 
     fn bytes(&self) -> usize {
@@ -138,13 +147,13 @@ impl Rotary {
         Self { cos: Buffer::zeroed(0), sin: Buffer::zeroed(0) }
     }
 
-    fn new(desc: &ModelDesc, base: f32) -> Self {
+    fn new(desc: &ModelDesc, base: f32, divisor: f32) -> Self {
         let (longest, d) = (desc.longest_sequence(), desc.head_dim());
         let half = d / 2;
         let (mut cos, mut sin) = (Buffer::zeroed(longest * half), Buffer::zeroed(longest * half));
         for position in 0..longest {
             for i in 0..half {
-                let angle = f64::from(rotary_angle(position as u32, i, d, base));
+                let angle = f64::from(rotary_angle(position as u32, i, d, base, divisor));
                 cos[position * half + i] = angle.cos() as f32;
                 sin[position * half + i] = angle.sin() as f32;
             }
@@ -158,6 +167,16 @@ fn attention_bias(desc: &ModelDesc, weights: &model::Weights) -> Buffer {
     let (heads, longest) = (desc.num_attention_heads, desc.longest_sequence());
     match (desc.attention_bias, &weights.relative_attention_bias) {
         (AttentionBias::None, _) => Buffer::zeroed(0),
+        (AttentionBias::Alibi, _) => {
+            let mut lines = Buffer::zeroed(heads * (2 * longest - 1));
+            for (head, line) in lines.chunks_exact_mut(2 * longest - 1).enumerate() {
+                let slope = alibi_slope(head, heads);
+                for (at, bias) in line.iter_mut().enumerate() {
+                    *bias = slope * at.abs_diff(longest - 1) as f32;
+                }
+            }
+            lines
+        }
         (AttentionBias::RelativeBuckets, None) => panic!("the weights are those of the described attention"),
         (AttentionBias::RelativeBuckets, Some(table)) => {
             let table = table.to_f32(); // [RELATIVE_BUCKETS, heads]
@@ -180,7 +199,17 @@ impl Packed {
             .layers
             .iter()
             .map(|l| Layer {
-                qkv: Linear::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, team),
+                qkv: {
+                    let scale = if l.query_norm.is_some() { 1.0 } else { scale };
+                    Linear::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, team)
+                },
+                query_key_norms: match (&l.query_norm, &l.key_norm) {
+                    (Some(query), Some(key)) => Some([Norm::scaled(query, scale), Norm::new(key)]),
+                    (None, None) => None,
+                    (Some(_), None) | (None, Some(_)) => {
+                        panic!("queries and keys are both normed or neither")
+                    }
+                },
                 attention_output: linear(&l.attention_output),
                 attention_norm: l.attention_norm.as_ref().map(Norm::new),
                 intermediate: linear(&l.intermediate),
@@ -195,9 +224,11 @@ impl Packed {
                 .as_ref()
                 .map_or_else(|| Buffer::zeroed(desc.embedding_width()), copy),
             rotary: match desc.positions {
-                Positions::FromZero | Positions::AfterPadding { .. } => [Rotary::none(), Rotary::none()],
-                Positions::Rotary { global_base, local_base } => {
-                    [global_base, local_base].map(|base| Rotary::new(desc, base))
+                Positions::FromZero | Positions::None | Positions::AfterPadding { .. } => {
+                    [Rotary::none(), Rotary::none()]
+                }
+                Positions::Rotary { global_base, local_base, divisor } => {
+                    [global_base, local_base].map(|base| Rotary::new(desc, base, divisor))
                 }
             },
             token_type: weights
@@ -229,6 +260,7 @@ impl Packed {
                     .map(Linear::bytes)
                     .iter()
                     .sum::<usize>()
+                    + l.query_key_norms.iter().flatten().map(Norm::bytes).sum::<usize>()
                     + l.attention_norm.as_ref().map_or(0, Norm::bytes)
                     + l.output_norm.bytes()
             })
