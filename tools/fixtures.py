@@ -34,8 +34,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling, Transformer
-from transformers.modeling_outputs import BaseModelOutput
 from sentence_transformers.util.quantization import quantize_embeddings
+from transformers.modeling_outputs import BaseModelOutput
 from transformers import (
     AlbertConfig,
     AlbertTokenizer,

@@ -82,10 +82,10 @@ fn table(info: &Value) -> String {
     let prompts = info["prompts"].as_object().filter(|p| !p.is_empty()).map_or("none".into(), |prompts| {
         prompts.iter().map(|(name, prompt)| format!("{name}={prompt}")).collect::<Vec<_>>().join(" ")
     });
-    let gpus = info["gpus"].as_array().map_or_else(
-        || format!("none: {}", info["gpus"].as_str().unwrap_or_default()),
-        |gpus| gpus.iter().map(gpu_text).collect::<Vec<_>>().join(", "),
-    );
+    let gpus = match info["gpus"].as_array() {
+        Some(gpus) => gpus.iter().map(gpu_text).collect::<Vec<_>>().join(", "),
+        None => format!("none: {}", text("gpus")),
+    };
     let rows = [
         ("model", text("model_dir")),
         ("family", text("family")),

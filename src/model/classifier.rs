@@ -196,7 +196,7 @@ fn head(config: &Object, desc: &ModelDesc, labels: usize, activation: Option<Act
         Family::Electra => cls(Activation::Gelu, ["classifier.dense", "classifier.out_proj"]),
         Family::DistilBert => cls(Activation::Relu, ["pre_classifier", "classifier"]),
         Family::Gte | Family::JinaBert | Family::JinaV3 | Family::NomicBert => {
-            return Err(config.unsupported("model_type", "no cross-encoder of this family"));
+            return Err(config.unsupported("model_type", "no cross-encoder of this family is computed"));
         }
         Family::ModernBert => {
             let pooling = match config.string("classifier_pooling")? {

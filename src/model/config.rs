@@ -11,7 +11,6 @@ use super::json::{Object, exists};
 use super::{Family, Model, ModelDesc, Norms, Positions, TokenizerDesc, Weights};
 use super::{albert, bert, distilbert, electra, gte, jina, modernbert, mpnet, nomic, roberta};
 use crate::error::{Error, Result};
-use serde_json::Map;
 use std::path::Path;
 
 /// The names that sentence-transformers has looked for its transformer module's file under (rule 6).
@@ -269,9 +268,9 @@ fn check_transformer(config: &Object) -> Result<()> {
     }
     for (key, value) in config.iter().filter(|(key, _)| !TRANSFORMER_KEYS.contains(key)) {
         let nothing = if ARGUMENTS.contains(&key) {
-            value.as_object().is_some_and(Map::is_empty)
+            value.as_object().is_some_and(|o| o.is_empty())
         } else {
-            NULL_KEYS.contains(&key) && (value.is_null() || value.as_object().is_some_and(Map::is_empty))
+            NULL_KEYS.contains(&key) && (value.is_null() || value.as_object().is_some_and(|o| o.is_empty()))
         };
         if !nothing {
             return Err(config.unsupported(key, "no arguments of transformers; only the files' own settings"));

@@ -310,6 +310,10 @@ fn rebuild(class: Class, path: &Path, json: &[u8], config: &Object, specials: &S
             (unigram(at), charsmap.unwrap_or_default(), metaspace(prefix))
         }
         Class::Albert => {
+            // the template is the file's, and yet the reference cannot do without these
+            for key in ["cls_token", "sep_token"] {
+                specials.content(config, key)?;
+            }
             let replace =
                 |from: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": "\""});
             let mut all = vec![replace("``"), replace("''")];

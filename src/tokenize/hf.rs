@@ -77,13 +77,12 @@ fn parts_at_spaces(added: &[AddedToken]) -> bool {
     added.iter().all(|t| t.content.bytes().all(|b| b.is_ascii_graphic()))
 }
 
+/// The tokenizer, and what it puts around a text and two texts, or why it has no form for two.
+type Built = (TextTokenizer, Template, std::result::Result<PairTemplate, String>);
+
 /// Builds what the files describe. `lowercase_first` is the `do_lower_case` of the transformer module, which
 /// comes before the tokenizer's own normalisation. Every id must be below `vocab_size`.
-pub(super) fn build(
-    recipe: Recipe,
-    lowercase_first: bool,
-    vocab_size: usize,
-) -> Result<(TextTokenizer, Template, std::result::Result<PairTemplate, String>)> {
+pub(super) fn build(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
     let path = recipe.path.clone();
     guarded(&path, || build_unguarded(recipe, lowercase_first, vocab_size))
 }
@@ -102,11 +101,7 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-fn build_unguarded(
-    recipe: Recipe,
-    lowercase_first: bool,
-    vocab_size: usize,
-) -> Result<(TextTokenizer, Template, std::result::Result<PairTemplate, String>)> {
+fn build_unguarded(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
     let path = recipe.path;
     let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
 
