@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
 
 use super::gemm::{Matrix, Panels, SharedMut, Tile};
-use super::generic::{LINE_FLOATS, LINES_A_TURN, lines_ahead};
+use super::generic::{LINE_FLOATS, LINES_A_TURN};
 use crate::model::{Activation, Pooling};
 use std::ops::Range;
 
@@ -109,9 +109,9 @@ impl Kernels {
                     a: a.row(row).as_ptr(),
                     a_stride: a.stride,
                     b: b.as_ptr(),
-                    // the next panel comes from the level 3 cache or from memory while this one is computed, some
-                    // lines of each turn for each block of rows: without, its first block waits for it
-                    ahead: k * nr + block * lines_ahead(height) % LINES_A_TURN * LINE_FLOATS,
+                    // the next panel comes from the level 3 cache or from memory while this one is computed, a
+                    // line of each turn for each block of rows: without, its first block waits for it
+                    ahead: k * nr + block % LINES_A_TURN * LINE_FLOATS,
                     bias: from(bias, column),
                     scale: from(scale, row),
                     activation,

@@ -8,6 +8,6 @@ mod gemm;
 mod math;
 mod rows;
 
-pub(super) use gemm::{LINE_FLOATS, LINES_A_TURN, PEAK_CHAINS, finish_row, fma_peak, gemm_tile, lines_ahead};
+pub(super) use gemm::{LINE_FLOATS, LINES_A_TURN, PEAK_CHAINS, finish_row, fma_peak, gemm_tile};
 pub(super) use math::{activate, exp_slice};
 pub(super) use rows::{add, embed_layernorm, l2_normalize, layernorm, multiply, pool, rotate, softmax};
