@@ -82,9 +82,9 @@ fn table(info: &Value) -> String {
     let prompts = info["prompts"].as_object().filter(|p| !p.is_empty()).map_or("none".into(), |prompts| {
         prompts.iter().map(|(name, prompt)| format!("{name}={prompt}")).collect::<Vec<_>>().join(" ")
     });
-    let gpus = match &info["gpus"] {
-        Value::Array(gpus) => gpus.iter().map(gpu_text).collect::<Vec<_>>().join(", "),
-        why => format!("none: {}", why.as_str().unwrap_or_default()),
+    let gpus = match info["gpus"].as_array() {
+        Some(gpus) => gpus.iter().map(gpu_text).collect::<Vec<_>>().join(", "),
+        None => format!("none: {}", text("gpus")),
     };
     let rows = [
         ("model", text("model_dir")),
