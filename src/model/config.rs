@@ -11,7 +11,6 @@ use super::json::{Object, exists};
 use super::{Family, Model, ModelDesc, Norms, Positions, TokenizerDesc, Weights};
 use super::{albert, bert, distilbert, electra, gte, jina, modernbert, mpnet, nomic, roberta};
 use crate::error::{Error, Result};
-use serde_json::Map;
 use std::path::Path;
 
 /// The names that sentence-transformers has looked for its transformer module's file under (rule 6).
@@ -254,9 +253,6 @@ fn check_transformer(config: &Object) -> Result<()> {
     only(config, "module_output_name", "token_embeddings")?;
     config.not_null("modality_config", "an object")?;
     if let Some(modalities) = config.object("modality_config")? {
-        if config.get("module_output_name").is_none() {
-            return Err(config.wrong("module_output_name", "\"token_embeddings\", beside modality_config,"));
-        }
         let Some(text) = modalities.object("text")? else {
             return Err(modalities.wrong("text", "an object"));
         };
@@ -267,12 +263,13 @@ fn check_transformer(config: &Object) -> Result<()> {
             only(&text, key, value)?;
         }
     }
-    for (key, value) in config.iter().filter(|(key, _)| !TRANSFORMER_KEYS.contains(key)) {
-        let nothing = if ARGUMENTS.contains(&key) {
-            value.as_object().is_some_and(Map::is_empty)
-        } else {
-            NULL_KEYS.contains(&key) && (value.is_null() || value.as_object().is_some_and(Map::is_empty))
-        };
+    if config.get("modality_config").is_some() && config.get("module_output_name").is_none() {
+        return Err(config.wrong("module_output_name", "\"token_embeddings\", beside modality_config,"));
+    }
+    for (key, _) in config.iter().filter(|(key, _)| !TRANSFORMER_KEYS.contains(key)) {
+        let null_is_none = NULL_KEYS.contains(&key);
+        let nothing = (null_is_none && config.get(key).is_none())
+            || ((null_is_none || ARGUMENTS.contains(&key)) && config.is_empty_object(key));
         if !nothing {
             return Err(config.unsupported(key, "no arguments of transformers; only the files' own settings"));
         }

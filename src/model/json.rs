@@ -77,6 +77,11 @@ impl Object {
         Ok(())
     }
 
+    /// Whether the value of a key is `{}`.
+    pub(super) fn is_empty_object(&self, key: &str) -> bool {
+        self.get(key).and_then(Value::as_object).is_some_and(Map::is_empty)
+    }
+
     /// Keys and values in the file's or in alphabetical order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.map.iter().map(|(k, v)| (k.as_str(), v))

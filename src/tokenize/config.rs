@@ -350,10 +350,11 @@ fn normalizers(normalizer: Option<&Value>) -> impl Iterator<Item = &Value> {
 fn class(dir: &Path, tokenizer_config: &Object) -> Result<Class> {
     let model = Object::read(dir.join("config.json"))?;
     let model_type = model.text("model_type")?.unwrap_or_default();
+    let named = (tokenizer_config.text("tokenizer_class")?, model.text("tokenizer_class")?);
     if model_type == "modernbert" {
         return Ok(Class::Unchanged); // whatever class is named: the reference knows those to be wrong
     }
-    let (path, name) = match (tokenizer_config.text("tokenizer_class")?, model.text("tokenizer_class")?) {
+    let (path, name) = match named {
         (Some(name), _) => (&tokenizer_config.path, name),
         (None, Some(name)) => (&model.path, name),
         (None, None) => {
