@@ -7,7 +7,7 @@
 #[allow(dead_code, reason = "a part is used")]
 mod toy;
 
-use berthier::backend::Device;
+use berthier::backend::DeviceChoice;
 use berthier::backend::cpu::Isa;
 use berthier::{Embedder, Error, Options};
 use std::num::NonZeroUsize;
@@ -57,7 +57,9 @@ fn invalid_options_name_the_option_and_what_is_accepted() {
         assert_eq!(name, option);
         assert!(message.contains(part), "{option}: {message}");
     }
-    let Err(Error::InvalidOption { name: "device", message }) = "tpu".parse::<Device>() else { panic!() };
+    let Err(Error::InvalidOption { name: "device", message }) = "tpu".parse::<DeviceChoice>() else {
+        panic!()
+    };
     assert!(message.contains("'tpu': one of"), "{message}");
 }
 
@@ -100,7 +102,7 @@ fn vectors_that_are_not_finite_are_none() {
     assert_eq!(model.embed(&["the dog"]).unwrap().len(), 1);
     let Err(error) = model.embed(&["dog", "the cat", "a", "cat"]) else { panic!() };
     assert!(error.to_string().starts_with("row 1 and 1 more: the vector is not finite"), "{error}");
-    assert!(matches!(error, Error::NonFinite { rows } if rows == [1, 3]));
+    assert!(matches!(error, Error::NonFinite { rows, .. } if rows == [1, 3]));
 }
 
 #[test]
