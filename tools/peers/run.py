@@ -79,7 +79,9 @@ class Berthier:
 
     def __init__(self, args, texts):
         self.args, self.texts = args, texts
-        self.common = ["--model", str(args.model), "--threads", str(args.threads)]
+        self.common = ["--model", str(args.model), "--threads", str(args.threads), "--device", "cpu"]
+        if args.precision:
+            self.common += ["--precision", args.precision]
 
     def run(self, *command):
         command = [str(self.args.berthier), *command, *self.common]
@@ -94,10 +96,11 @@ class Berthier:
 
     def prepare(self):
         report = self.bench()
-        return {"version": f"{report['berthier']} ({report['device']})", "setting": "packed", "tokens": report["tokens"]}
+        tokens = report["points"][0]["tokens"]
+        return {"version": f"{report['berthier']} ({report['device']})", "setting": "packed", "tokens": tokens}
 
     def round(self):
-        once = self.bench()["rounds"][0]
+        once = self.bench()["points"][0]["rounds"][0]
         return {"seconds": once["seconds"], "cpu_seconds": once["cpu_seconds"]}
 
     def vectors(self, path):
@@ -176,6 +179,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5, help="counted turns of every engine (default: 5)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, metavar="ENGINE", help=", ".join(ENGINES))
     parser.add_argument("--berthier", type=Path, default=REPO / "target/release/berthier", help="the command to measure")
+    parser.add_argument("--precision", help="of the berthier command (bf16 takes a larger --tolerance)")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/berthier-peers", help="converted models")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a component (default: 1e-4)")
     parser.add_argument("--out", type=Path, help="JSON with every round")
