@@ -60,12 +60,9 @@ pub(super) fn calibration(args: &EmbedArgs, embedder: &Embedder) -> Result<Calib
         let files = std::slice::from_ref(path);
         let inputs = Inputs::check(files, args.input_format, fields, args.max_line_bytes.get())?;
         let (mut ranges, mut rows) = (Ranges::new(dim), 0);
-        let blocks = inputs.read(0, embedder.window_bytes());
         let limits = Limits { stop_at_bad: true, stop_at_cut: false, dtype: Dtype::Float32 };
-        loop {
-            let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
-            let Some(block) = message? else { break };
-            let (computed, failure) = compute(embedder, block.rows, limits, Want::Vector)?;
+        for block in inputs.blocks(embedder.window_bytes()) {
+            let (computed, failure) = compute(embedder, block?.rows, limits, Want::Vector)?;
             if let Some(failure) = failure {
                 return Err(failure);
             }

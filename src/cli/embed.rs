@@ -3,7 +3,7 @@
 
 use super::args::{EmbedArgs, OnError, OnTruncate};
 use super::compute::{Limits, Want, compute};
-use super::input::{Block, Fields, Inputs, Message};
+use super::input::{self, Block, Fields, Inputs, Message};
 use super::journal::{Counts, Fingerprint};
 use super::output::{Calibration, Claim, Computed, Dtype, Plan, Target, Writer, ranges_file};
 use super::provenance;
@@ -114,9 +114,7 @@ fn run_with(
 fn load(args: &EmbedArgs, report: &Report) -> Result<Embedder, Failure> {
     let dir = resolve(&args.model, report)?;
     let embedder = Embedder::load(args.vectors.options(&args.model, &dir)?)?;
-    for warning in embedder.warnings() {
-        report.warn(warning);
-    }
+    report.warnings(embedder.warnings());
     if args.model.device == DeviceChoice::Auto {
         let precision = embedder.devices()[0].precision;
         report.note(&format!("computing on {} in {precision}", embedder.device_name()));
@@ -398,9 +396,7 @@ fn next_block(blocks: &Receiver<Message>, done: impl Fn() -> bool) -> Result<Nex
             Ok(message) => return Ok(message?.map_or(Next::End, Next::Block)),
             Err(RecvTimeoutError::Timeout) if done() => return Ok(Next::Nothing),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Failure::Error("internal: the reading thread failed".into()));
-            }
+            Err(RecvTimeoutError::Disconnected) => return Err(input::reading_failed()),
         }
     }
 }

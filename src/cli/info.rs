@@ -14,9 +14,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
     let report = Report::new(false);
     let dir = resolve(&args.model, &report)?;
     let embedder = Embedder::load(args.model.options(&dir)?)?;
-    for warning in embedder.warnings() {
-        report.warn(warning);
-    }
+    report.warnings(embedder.warnings());
     let dtypes = berthier::model::open(&dir)?.weights;
     let mut dtypes: Vec<_> = dtypes.tensors().map(|t| format!("{:?}", t.dtype()).to_lowercase()).collect();
     dtypes.sort();

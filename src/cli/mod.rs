@@ -20,6 +20,7 @@ mod report;
 mod rerank;
 mod search;
 mod similarity;
+mod svg;
 mod tokenize;
 
 use args::{Args, Command, ModelArgs};

@@ -143,6 +143,11 @@ impl Report {
         }
     }
 
+    /// Everything that a model was loaded with an assumption about.
+    pub(crate) fn warnings(&self, messages: &[String]) {
+        messages.iter().for_each(|message| self.warn(message));
+    }
+
     /// A row that was skipped; always said.
     pub(crate) fn bad_row(&self, message: &str) {
         self.above_bar("skipped", message);

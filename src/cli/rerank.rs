@@ -127,9 +127,7 @@ fn load(args: &RerankArgs, report: &Report) -> Result<CrossEncoder, Failure> {
     }
     let model = if args.logits { CrossEncoder::load_logits(options)? } else { CrossEncoder::load(options)? };
     model.check_one_label()?;
-    for warning in model.warnings() {
-        report.warn(warning);
-    }
+    report.warnings(model.warnings());
     Ok(model)
 }
 
@@ -139,15 +137,13 @@ fn read(
     block_bytes: usize,
     mut take: impl FnMut(String, String) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let blocks = inputs.read(0, block_bytes);
-    loop {
-        let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
-        let Some(block) = message? else { return Ok(()) };
-        for row in block.rows {
+    for block in inputs.blocks(block_bytes) {
+        for row in block?.rows {
             let text = row.text.map_err(|why| format!("{}: {why}", row.place))?;
             take(row.place.to_string(), text)?;
         }
     }
+    Ok(())
 }
 
 /// A line of queries with their documents.

@@ -118,18 +118,14 @@ impl Queries {
         let file = args.queries.as_ref().map(|path| inputs(args, path)).transpose()?;
         let dir = resolve(&args.model, &report)?;
         let embedder = Embedder::load(args.vectors.options(&args.model, &dir)?)?;
-        for warning in embedder.warnings() {
-            report.warn(warning);
-        }
+        report.warnings(embedder.warnings());
         let has_prompt = args.vectors.prompt.is_some() || args.vectors.prompt_name.is_some();
         let embedder = if has_prompt { embedder } else { query_embedder(&embedder)? };
         let mut queries =
             Self { names: args.query.clone(), vectors: embedder.embed(&args.query)?.into_vec() };
         let Some(file) = file else { return Ok(queries) };
-        let blocks = file.read(0, embedder.window_bytes());
-        loop {
-            let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
-            let Some(block) = message? else { return Ok(queries) };
+        for block in file.blocks(embedder.window_bytes()) {
+            let block = block?;
             let texts: Vec<&str> = block
                 .rows
                 .iter()
@@ -141,6 +137,7 @@ impl Queries {
             queries.names.extend(texts.iter().map(|&text| text.to_owned()));
             queries.vectors.extend_from_slice(vectors.as_slice());
         }
+        Ok(queries)
     }
 }
 
@@ -153,11 +150,9 @@ fn wanted(
 ) -> Result<HashMap<usize, String>, Failure> {
     let mut wanted: HashMap<usize, String> =
         found.iter().flatten().map(|hit| (hit.row, String::new())).collect();
-    let (blocks, mut row) = (texts.read(0, 1 << 20), 0);
-    loop {
-        let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
-        let Some(block) = message? else { break };
-        for found in block.rows {
+    let mut row = 0;
+    for block in texts.blocks(1 << 20) {
+        for found in block?.rows {
             if let (Some(place), Ok(text)) = (wanted.get_mut(&row), found.text) {
                 *place = text;
             }

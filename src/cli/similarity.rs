@@ -60,15 +60,11 @@ pub(crate) fn run(args: &SimilarityArgs) -> Result<Outcome, Failure> {
     let inputs = Inputs::check(&args.files, Some(Format::Lines), fields, args.max_line_bytes.get())?;
     let dir = resolve(&args.model, &report)?;
     let embedder = Embedder::load(args.vectors.options(&args.model, &dir)?)?;
-    for warning in embedder.warnings() {
-        report.warn(warning);
+    report.warnings(embedder.warnings());
+    for block in inputs.blocks(embedder.window_bytes()) {
+        print(&judge(args, &embedder, &block?)?)?;
     }
-    let blocks = inputs.read(0, embedder.window_bytes());
-    loop {
-        let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
-        let Some(block) = message? else { return Ok(Outcome::Done) };
-        print(&judge(args, &embedder, &block)?)?;
-    }
+    Ok(Outcome::Done)
 }
 
 /// The lines of a block.

@@ -48,15 +48,11 @@ pub(crate) fn run(args: &TokenizeArgs) -> Result<Outcome, Failure> {
     } else if let Some(name) = &args.prompt_name {
         embedder = embedder.with_prompt_name(name)?;
     }
-    for warning in embedder.warnings() {
-        report.warn(warning);
+    report.warnings(embedder.warnings());
+    for block in inputs.blocks(embedder.window_bytes()) {
+        print(&lines(&embedder, &block?)?)?;
     }
-    let blocks = inputs.read(0, embedder.window_bytes());
-    loop {
-        let message = blocks.recv().map_err(|_| "internal: the reading thread failed".to_owned())?;
-        let Some(block) = message? else { return Ok(Outcome::Done) };
-        print(&lines(&embedder, &block)?)?;
-    }
+    Ok(Outcome::Done)
 }
 
 /// The lines of a block.

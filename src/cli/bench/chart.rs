@@ -1,5 +1,6 @@
 //! Lines over two axes as an SVG: percentiles of latency, speed against length.
 
+use super::super::svg::{self, escaped};
 use super::BenchError;
 use super::stats::{percentile, sorted};
 use std::fmt::Write;
@@ -89,14 +90,9 @@ impl Chart {
         let (width, height) = (MARGIN[0] + WIDTH + MARGIN[2], MARGIN[1] + HEIGHT + MARGIN[3]);
         let (left, right, bottom) = (MARGIN[0], MARGIN[0] + WIDTH, MARGIN[1] + HEIGHT);
 
+        let mut svg = svg::begin(width, height);
         // a String takes every write
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-             viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-             <text x=\"{left}\" y=\"13\">{}</text>\n",
-            escaped(&self.title)
-        );
+        let _ = writeln!(svg, "<text x=\"{left}\" y=\"13\">{}</text>", escaped(&self.title));
         for &y in &y_ticks {
             let (at, label) = (at_y(y), tick_label(y));
             let _ = writeln!(
@@ -167,10 +163,6 @@ fn logarithmic_ticks(low: f64, high: f64) -> Vec<f64> {
 fn tick_label(value: f64) -> String {
     let rounded = (value * 1e9).round() / 1e9;
     if rounded >= 1e6 { format!("{} M", rounded / 1e6) } else { rounded.to_string() }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

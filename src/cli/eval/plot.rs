@@ -2,6 +2,7 @@
 //! thousand pairs make a small file that can still be read.
 
 use super::super::report::Failure;
+use super::super::svg::{self, escaped};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -40,11 +41,7 @@ fn draw(axes: &Axes, panels: &[Panel]) -> String {
     let (width, height) = (MARGIN[0] + SIDE + MARGIN[2], MARGIN[1] + SIDE + MARGIN[3]);
     let columns = panels.len().clamp(1, COLUMNS);
     let (all_width, all_height) = (columns * width, panels.len().div_ceil(COLUMNS) * height);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{all_width}\" height=\"{all_height}\" \
-         viewBox=\"0 0 {all_width} {all_height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
-    );
+    let mut svg = svg::begin(all_width, all_height);
     for (i, panel) in panels.iter().enumerate() {
         let (left, top) = (i % COLUMNS * width + MARGIN[0], i / COLUMNS * height + MARGIN[1]);
         let _ = writeln!(svg, "<g transform=\"translate({left} {top})\">");
@@ -147,10 +144,6 @@ impl Range {
             })
             .collect()
     }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -104,9 +104,7 @@ fn open(model: &ModelArgs, vectors: &RetrievalVectorArgs, report: &Report) -> Re
         options = options.truncate_dim(dim);
     }
     let embedder = Embedder::load(options)?;
-    for warning in embedder.warnings() {
-        report.warn(warning);
-    }
+    report.warnings(embedder.warnings());
     Ok(embedder)
 }
 

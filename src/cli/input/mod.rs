@@ -152,6 +152,20 @@ impl Inputs {
         std::thread::spawn(move || reader.run(&self));
         receiver
     }
+
+    /// As [`read`](Self::read) from the first row, for those who have nothing else to wait for.
+    pub(crate) fn blocks(self, block_bytes: usize) -> impl Iterator<Item = Result<Block, Failure>> {
+        let receiver = self.read(0, block_bytes);
+        std::iter::from_fn(move || match receiver.recv() {
+            Ok(message) => message.transpose(),
+            Err(_) => Some(Err(reading_failed())),
+        })
+    }
+}
+
+/// A channel that ended without an end.
+pub(crate) fn reading_failed() -> Failure {
+    Failure::Error("internal: the reading thread failed".into())
 }
 
 impl Source {

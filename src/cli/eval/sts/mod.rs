@@ -67,9 +67,7 @@ pub(crate) fn run(args: &StsArgs) -> Result<Outcome, Failure> {
 pub(crate) fn open(model: &ModelArgs, vectors: &VectorArgs, report: &Report) -> Result<Embedder, Failure> {
     let dir = resolve(model, report)?;
     let embedder = Embedder::load(vectors.options(model, &dir)?)?;
-    for warning in embedder.warnings() {
-        report.warn(warning);
-    }
+    report.warnings(embedder.warnings());
     Ok(embedder)
 }
 
