@@ -453,3 +453,73 @@ fn each_key_of_each_module_is_honoured_refused_or_changes_nothing() {
     }
     assert!(checked > 20, "{checked}");
 }
+
+#[test]
+fn each_key_of_each_entry_of_modules_json_is_honoured_refused_or_changes_nothing() {
+    let mut checked = 0;
+    for folder in golden::folders("families") {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path();
+        copy(&folder.join("model"), dir);
+        let path = dir.join("modules.json");
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let entries: Vec<Map<String, Value>> = serde_json::from_str(&text).unwrap();
+        let desc = model::open(dir).unwrap().desc;
+        for (i, entry) in entries.iter().enumerate() {
+            let with = |key: &str, value: Option<Value>| {
+                let mut entries = entries.clone();
+                match value {
+                    Some(value) => drop(entries[i].insert(key.to_owned(), value)),
+                    None => drop(entries[i].remove(key)),
+                }
+                fs::write(&path, serde_json::to_string(&entries).unwrap()).unwrap();
+                model::open(dir).map(|m| m.desc)
+            };
+            let refused = |key: &str, value: Option<Value>| {
+                let place = format!("{}: [{i}].{key}: {value:?}", folder.display());
+                match with(key, value) {
+                    Ok(_) => panic!("{place} is passed over"),
+                    Err(error) => {
+                        // of two entries with one name, it is the later one's
+                        assert!(error.to_string().contains(&format!("].{key}'")), "{place}: {error}")
+                    }
+                }
+            };
+            let known = ["idx", "name", "path", "type", "kwargs"];
+            assert!(entry.keys().all(|key| known.contains(&key.as_str())), "{entry:?}");
+            for key in &known[1..] {
+                for value in [json!({"not": "implemented"}), json!(3), json!([1])] {
+                    refused(key, Some(value));
+                }
+            }
+            for key in ["name", "path", "type"] {
+                refused(key, None);
+                refused(key, Some(Value::Null));
+            }
+            refused("revision", Some(json!("main")));
+            refused("name", Some(json!("")));
+            refused("name", Some(json!("a.b")));
+            refused("name", Some(entries[(i + 1) % entries.len()]["name"].clone()));
+            refused("type", Some(json!("sentence_transformers.models.Zzz")));
+            refused("path", Some(json!("../elsewhere")));
+            // what the reference does not read either, or only when `encode` is given more arguments
+            for (key, value) in
+                [("idx", json!("x")), ("idx", json!(7)), ("name", json!("z")), ("kwargs", json!(["task"]))]
+            {
+                assert_eq!(with(key, Some(value)).unwrap(), desc, "{}: {key}", folder.display());
+            }
+            match with("path", Some(json!("elsewhere"))) {
+                Ok(other) => {
+                    // its folder may be missing; of two poolings the first has no effect
+                    let unread = entry["type"].as_str().unwrap().ends_with("Normalize");
+                    assert!(unread || folder.ends_with("bert-pooled-twice"), "{entry:?}");
+                    assert_eq!(other, desc);
+                }
+                Err(error) => assert!(error.to_string().contains("elsewhere"), "{error}"),
+            }
+            checked += 1;
+        }
+        fs::write(&path, &text).unwrap();
+    }
+    assert!(checked > 40, "{checked}");
+}

@@ -230,7 +230,7 @@ fn other_files_with_values_of_the_wrong_kind() {
 
 #[test]
 fn a_chain_without_pooling() {
-    let chain = json!([{"path": "", "type": "sentence_transformers.models.Transformer"}]);
+    let chain = json!([{"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]);
     let error = error(&Toy::new().file("modules.json", chain), |_| ());
     assert_config(&error, "modules.json", &["no Pooling module"]);
 }
@@ -238,7 +238,8 @@ fn a_chain_without_pooling() {
 #[test]
 fn module_folders_stay_inside_the_directory() {
     for folder in ["../x", "/etc", "a/../../b", "./x", "a\\b"] {
-        let chain = json!([{"path": folder, "type": "sentence_transformers.models.Transformer"}]);
+        let chain =
+            json!([{"name": "0", "path": folder, "type": "sentence_transformers.models.Transformer"}]);
         let error = error(&Toy::new().file("modules.json", chain), |_| ());
         assert_config(&error, "modules.json", &["'[0].path'", "a folder inside the model directory needed"]);
     }

@@ -77,7 +77,7 @@ fn assert_weights(model: &Model, toy: &Toy, rounded: impl Fn(f32) -> f32) {
 }
 
 fn module(path: &str, type_name: &str) -> Value {
-    json!({"idx": 0, "name": "0", "path": path, "type": type_name})
+    json!({"idx": 0, "name": if path.is_empty() { "0" } else { path }, "path": path, "type": type_name})
 }
 
 const TRANSFORMER: &str = "sentence_transformers.models.Transformer";

@@ -7,10 +7,15 @@ use super::checkpoint::{Checkpoint, is_inside};
 use super::json::{Object, exists};
 use super::{Activation, Dense, Linear, ModelDesc, Module, ModuleWeights, Norm, Pooling};
 use crate::error::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What this version computes, for the message of what it does not.
 const KNOWN_MODULES: &str = "this version computes Transformer, Pooling, Dense, LayerNorm and Normalize";
+
+/// What an entry of `modules.json` holds.
+const ENTRY_KEYS: [&str; 5] = ["idx", "name", "path", "type", "kwargs"];
 
 /// Makes `model.safetensors` of `pytorch_model.bin`.
 const CONVERT: &str = "import torch, safetensors.torch as s; \
@@ -52,12 +57,8 @@ impl Chain {
     pub(super) fn read(dir: &Path, path: &Path) -> Result<Self> {
         let (mut transformer, mut pooling) = (None, None);
         let (mut modules, mut warnings) = (Vec::new(), Vec::new());
-        for entry in Object::read_list(path)? {
-            let Some(type_name) = entry.string("type")? else {
-                return Err(entry.wrong("type", "the name of a module"));
-            };
-            let kind = kind(type_name).ok_or_else(|| entry.unsupported("type", KNOWN_MODULES))?;
-            let folder = folder_of(dir, &entry)?;
+        for (entry, kind, folder) in entries(dir, path)? {
+            let kind = kind.ok_or_else(|| entry.unsupported("type", KNOWN_MODULES))?;
             let order = || entry.unsupported("type", "one Transformer comes first, then a Pooling");
             match kind {
                 Kind::Transformer if transformer.is_none() => transformer = Some(folder),
@@ -204,25 +205,46 @@ pub(super) fn torch_function(name: &str) -> Option<Option<Activation>> {
 /// The folder of the one module of a cross-encoder's `modules.json`.
 pub(super) fn only_transformer(dir: &Path, path: &Path) -> Result<PathBuf> {
     let mut transformer = None;
-    for entry in Object::read_list(path)? {
-        let named = entry.string("type")?.and_then(kind);
-        if named != Some(Kind::Transformer) || transformer.is_some() {
+    for (entry, kind, folder) in entries(dir, path)? {
+        if kind != Some(Kind::Transformer) || transformer.is_some() {
             return Err(
                 entry.unsupported("type", "of a cross-encoder, this version computes one Transformer")
             );
         }
-        transformer = Some(folder_of(dir, &entry)?);
+        transformer = Some(folder);
     }
     transformer.ok_or_else(|| Error::config(path, "no Transformer module"))
 }
 
-/// The folder of a module.
-fn folder_of(dir: &Path, entry: &Object) -> Result<PathBuf> {
-    let folder = entry.string("path")?.unwrap_or_default();
-    if !is_inside(folder) {
-        return Err(entry.wrong("path", "a folder inside the model directory"));
+/// The modules of the file: each entry, what it is (`None`: nothing that is computed) and its folder (rule 1).
+fn entries(dir: &Path, path: &Path) -> Result<Vec<(Object, Option<Kind>, PathBuf)>> {
+    let mut modules = Vec::new();
+    let mut names = BTreeSet::new();
+    for entry in Object::read_list(path)? {
+        // `idx` counts, and is not read; `kwargs` names arguments of `encode` that nobody passes here
+        if let Some((key, _)) = entry.iter().find(|(key, _)| !ENTRY_KEYS.contains(key)) {
+            return Err(entry.unsupported(key, "a key that this version does not know"));
+        }
+        let of_strings = |v: &Value| v.as_array().is_some_and(|list| list.iter().all(Value::is_string));
+        if entry.get("kwargs").is_some_and(|names| !of_strings(names)) {
+            return Err(entry.wrong("kwargs", "a list of names"));
+        }
+        let Some(type_name) = entry.string("type")? else {
+            return Err(entry.wrong("type", "the name of a module"));
+        };
+        // of two modules of one name, the reference runs the second in the first one's place
+        let name = entry.string("name")?.filter(|name| !name.is_empty() && !name.contains('.'));
+        if !name.is_some_and(|name| names.insert(name.to_owned())) {
+            return Err(entry.wrong("name", "a name that no other module has, without a dot,"));
+        }
+        let Some(folder) = entry.string("path")?.filter(|folder| is_inside(folder)) else {
+            return Err(entry.wrong("path", "a folder inside the model directory"));
+        };
+        let folder = if folder.is_empty() { dir.to_path_buf() } else { dir.join(folder) };
+        let kind = kind(type_name);
+        modules.push((entry, kind, folder));
     }
-    Ok(if folder.is_empty() { dir.to_path_buf() } else { dir.join(folder) })
+    Ok(modules)
 }
 
 fn module_config(folder: &Path, module: &str) -> Result<Object> {
