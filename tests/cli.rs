@@ -461,6 +461,12 @@ fn bench_measures_and_compares() {
     assert!(point["p50"].as_f64().unwrap() <= point["p90"].as_f64().unwrap() && point["p99"].is_null());
     assert!(fs::read_to_string(place.path("closed.svg")).unwrap().starts_with("<svg"));
     assert_eq!(json(&format!("{latency} --rate 5000 --json"))["conditions"]["rate"], 5000.0);
+    place.write("calls.txt", b"a b\na b c d\na\n");
+    let file = json("bench latency --model model --texts calls.txt --batch-sizes 1,2 --samples 3 --json");
+    assert_eq!((names(&file).len(), file["points"][3]["texts"].clone()), (4, 2.into()));
+    assert!(file["points"][0]["cpu_us_a_call"].as_f64().is_some_and(|us| us >= 0.0), "{file}");
+    place.run("bench latency --model model --texts calls.txt --lengths 4").fails("cannot be used with");
+    place.run("bench latency --model model --texts calls.txt --batch-sizes 4").fails("has 3 lines");
 
     fs::write(place.path("then.json"), closed.to_string()).unwrap();
     let text = String::from_utf8(place.run(&format!("{latency} --compare then.json")).ok().stdout).unwrap();

@@ -1,6 +1,7 @@
 //! `berthier info`: the model, the device and the memory that they take.
 
 use super::args::InfoArgs;
+use super::bench::machine::memory_bytes;
 use super::report::{Failure, Report, grouped, print};
 use super::{Outcome, resolve};
 use berthier::backend::cpu::Isa;
@@ -58,7 +59,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
         "batch_tokens": capacity.max_tokens,
         "weight_bytes": capacity.weight_bytes,
         "workspace_bytes": capacity.workspace_bytes,
-        "resident_bytes": resident_bytes(),
+        "resident_bytes": memory_bytes("VmRSS"),
     });
     let text = if args.json { format!("{info:#}\n") } else { table(&info) };
     print(&text)?;
@@ -138,12 +139,4 @@ fn gpu_text(gpu: &Value) -> String {
     let text = |key: &str| gpu[key].as_str().unwrap_or_default();
     let why = if gpu["unusable"].is_null() { String::new() } else { format!(" ({})", text("unusable")) };
     format!("{} {}{why}", text("device"), text("name"))
-}
-
-/// Bytes of this process in memory, mapped files included; only where the system tells.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -21,8 +21,9 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent.parent
-PEERS = ["onnxruntime", "ctranslate2", "sentence-transformers"]
+PEERS = ["onnxruntime", "openvino", "ctranslate2", "candle", "sentence-transformers"]
 ENGINES = ["berthier", *PEERS]
+CANDLE = HERE / "candle" / "target" / "release" / "berthier-peer-candle"
 ORACLE = "sentence-transformers"
 BASELINE = "onnxruntime"
 # thread pools spin for some 200 ms after their work: the next engine's turn begins behind that
@@ -44,6 +45,8 @@ class Peer:
             "HF_HUB_OFFLINE": "1",
         }
         command = [sys.executable, str(HERE / "worker.py"), name, str(args.model), str(args.cache), threads]
+        if name == "candle":
+            command = [str(CANDLE), str(args.model)]
         self.process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.ask(do="load", texts=str(texts))
 
@@ -67,6 +70,12 @@ class Peer:
         self.ask(do="vectors", path=str(path))
         return np.load(path)
 
+    def calls(self, texts, batch, samples):
+        return self.ask(do="calls", texts=str(texts), batch=batch, samples=samples)
+
+    def peak_mib(self):
+        return self.ask(do="memory")["peak_resident_bytes"] / 2**20
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
@@ -79,6 +88,7 @@ class Berthier:
 
     def __init__(self, args, texts):
         self.args, self.texts = args, texts
+        self.peak_bytes = 0
         self.common = ["--model", str(args.model), "--threads", str(args.threads), "--device", "cpu"]
         if args.precision:
             self.common += ["--precision", args.precision]
@@ -90,22 +100,35 @@ class Berthier:
             raise SystemExit(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stderr}")
         return done.stdout
 
-    def bench(self):
-        throughput = ["throughput", "--texts", str(self.texts), "--repeat", "1", "--warmup", "1", "--json"]
-        return json.loads(self.run("bench", *throughput))
+    def bench(self, *measure):
+        report = json.loads(self.run("bench", *measure, "--json"))
+        self.peak_bytes = max(self.peak_bytes, report["peak_resident_bytes"])
+        return report
+
+    def throughput(self):
+        return self.bench("throughput", "--texts", str(self.texts), "--repeat", "1", "--warmup", "1")
 
     def prepare(self):
-        report = self.bench()
+        report = self.throughput()
         tokens = report["points"][0]["tokens"]
         return {"version": f"{report['berthier']} ({report['device']})", "setting": "packed", "tokens": tokens}
 
     def round(self):
-        once = self.bench()["points"][0]["rounds"][0]
+        once = self.throughput()["points"][0]["rounds"][0]
         return {"seconds": once["seconds"], "cpu_seconds": once["cpu_seconds"]}
 
     def vectors(self, path):
         self.run("embed", str(self.texts), "-o", str(path))
         return np.load(path)
+
+    def calls(self, texts, batch, samples):
+        calls = ["--texts", str(texts), "--batch-sizes", str(batch), "--samples", str(samples)]
+        report = self.bench("latency", *calls)
+        point = next(point for point in report["points"] if point["from"] == "text")
+        return {"us": report["series"][0]["samples"], "cpu_us_a_call": point["cpu_us_a_call"]}
+
+    def peak_mib(self):
+        return self.peak_bytes / 2**20
 
     def close(self):
         pass
@@ -146,8 +169,8 @@ def spread(values, digits):
 def table(results, rows, tolerance):
     """Markdown. The speed of an engine whose vectors are wrong is left out."""
     lines = [
-        f"| engine | setting | texts/s | × {BASELINE} | tokens/s | CPU s a round | max abs difference |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| engine | setting | texts/s | × {BASELINE} | tokens/s | CPU s a round | peak MiB | max abs difference |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     baseline = results.get(BASELINE)
     for name, result in results.items():
@@ -156,7 +179,7 @@ def table(results, rows, tolerance):
             difference = f"{result['max_difference']:.1e}"
         head = f"| {name} {result['version']} | {result['setting']} "
         if result["wrong"]:
-            lines.append(head + f"| wrong vectors | | | | **{difference}** > {tolerance:.0e} |")
+            lines.append(head + f"| wrong vectors | | | | | **{difference}** > {tolerance:.0e} |")
             continue
         seconds = [turn["seconds"] for turn in result["rounds"]]
         ratio = ""
@@ -166,31 +189,61 @@ def table(results, rows, tolerance):
         speed = spread([rows / s for s in seconds], 1)
         tokens = f"{result['tokens'] / statistics.median(seconds):,.0f}"
         cpu = spread([turn["cpu_seconds"] for turn in result["rounds"]], 2)
-        lines.append(head + f"| {speed} | {ratio} | {tokens} | {cpu} | {difference} |")
+        lines.append(head + f"| {speed} | {ratio} | {tokens} | {cpu} | {result['peak_mib']:.0f} | {difference} |")
     return "\n".join(lines)
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def common_arguments(description):
+    """What every question about the engines takes."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True, help="model directory (BERT, mean pooling, Normalize)")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="files of texts, one a line")
-    parser.add_argument("--limit", type=int, help="so many texts, evenly spread over the files")
     parser.add_argument("--threads", type=int, default=1, help="threads of every engine (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="counted turns of every engine (default: 5)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, metavar="ENGINE", help=", ".join(ENGINES))
     parser.add_argument("--berthier", type=Path, default=REPO / "target/release/berthier", help="the command to measure")
     parser.add_argument("--precision", help="of the berthier command (bf16 takes a larger --tolerance)")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/berthier-peers", help="converted models")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a component (default: 1e-4)")
     parser.add_argument("--out", type=Path, help="JSON with every round")
+    return parser
+
+
+def parsed(parser):
     args = parser.parse_args()
-    if min(args.threads, args.rounds) < 1 or (args.limit is not None and args.limit < 1):
-        parser.error("--threads, --rounds and --limit are at least 1")
+    if min(args.threads, args.rounds) < 1:
+        parser.error("--threads and --rounds are at least 1")
     if not (args.model / "modules.json").is_file():
         parser.error(f"{args.model} is not a sentence-transformers directory (no modules.json)")
     if "berthier" in args.engines and not args.berthier.is_file():
         parser.error(f"{args.berthier} is not there: cargo build --release, or --engines without berthier")
+    if "candle" in args.engines and not CANDLE.is_file():
+        parser.error(f"{CANDLE} is not there: cargo build --release in tools/peers/candle, or --engines without candle")
     args.model, args.cache = args.model.resolve(), args.cache.resolve()
+    return args
+
+
+def about(args):
+    """Where, when and how a run was made."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "model": args.model.name,
+        "python": platform.python_version(),
+        "tokenising": "included in every engine's time",
+    }
+
+
+def arguments():
+    parser = common_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--limit", type=int, help="so many texts, evenly spread over the files")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a component (default: 1e-4)")
+    args = parsed(parser)
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit is at least 1")
     return args
 
 
@@ -218,6 +271,7 @@ def main():
                 results[engine.name]["rounds"].append(done)
                 print(f"round {turn + 1} {engine.name}: {len(lines) / done['seconds']:.1f} texts/s", file=sys.stderr)
         for engine in engines:
+            results[engine.name]["peak_mib"] = round(engine.peak_mib(), 1)
             engine.close()
 
     oracle = vectors.get(ORACLE)
@@ -229,19 +283,8 @@ def main():
             # not (a <= b): NaN is wrong, too
             result["max_difference"], result["wrong"] = difference, not difference <= args.tolerance
 
-    about = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": machine(),
-        "threads": args.threads,
-        "texts": len(lines),
-        "rounds": args.rounds,
-        "model": args.model.name,
-        "python": platform.python_version(),
-        "tokenising": "included in every engine's time",
-    }
-    print(f"{about['date']}, commit {about['commit']}, {about['machine']['cpu']}, "
+    run = about(args) | {"texts": len(lines)}
+    print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, "
           f"{args.threads} thread(s), {len(lines)} texts, {args.rounds} rounds: median (min to max)\n")
     print(table(results, len(lines), args.tolerance))
     if args.out:
@@ -249,7 +292,7 @@ def main():
         for result in results.values():
             if result["max_difference"] is not None and not np.isfinite(result["max_difference"]):
                 result["max_difference"] = None
-        args.out.write_text(json.dumps(about | {"engines": results}, indent=2, allow_nan=False) + "\n")
+        args.out.write_text(json.dumps(run | {"engines": results}, indent=2, allow_nan=False) + "\n")
     if any(result["wrong"] for result in results.values()):
         raise SystemExit("an engine's vectors are wrong")
 

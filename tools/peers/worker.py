@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from importlib.metadata import version
@@ -18,6 +19,7 @@ import numpy as np
 BATCH_SIZES = [8, 16, 32, 64, 128]
 # the sweep runs on this many of the texts, evenly spread
 SWEEP_TEXTS = 512
+TRIAL_CALLS = 10
 
 
 class Tokens:
@@ -76,6 +78,44 @@ def converted(cache, model, name, make):
     return place
 
 
+def export(model, path):
+    import torch
+    from transformers import AutoModel
+
+    class Sentence(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            # the form of attention that the optimizer knows
+            self.bert = AutoModel.from_pretrained(model, attn_implementation="eager", add_pooling_layer=False)
+
+        def forward(self, input_ids, attention_mask):
+            hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            mean = (hidden * mask).sum(1) / mask.sum(1)
+            return torch.nn.functional.normalize(mean, dim=1)
+
+    ids = torch.randint(1000, 2000, (3, 17))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    dynamic = {0: "batch", 1: "length"}
+    torch.onnx.export(
+        Sentence().eval(),
+        (ids, mask),
+        str(path),
+        input_names=["input_ids", "attention_mask"],
+        output_names=["vectors"],
+        dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic, "vectors": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+def exported(model, cache):
+    """The model as an ONNX graph, pooling and normalisation in it."""
+    check_modules(model)
+    return converted(cache, model, f"plain-{version('onnxruntime')}-{version('torch')}.onnx", lambda path: export(model, path))
+
+
 class OnnxRuntime:
     """fp32; pooling and normalisation inside the graph; the exported graph or the one fused by ONNX Runtime's
     own transformer optimizer, whichever is faster here."""
@@ -83,11 +123,10 @@ class OnnxRuntime:
     def __init__(self, model, cache, threads):
         import onnxruntime
 
-        check_modules(model)
         self.version = onnxruntime.__version__
         self.tokens = Tokens(model)
         package = f"{self.version}-{version('torch')}"
-        plain = converted(cache, model, f"plain-{package}.onnx", lambda path: self.export(model, path))
+        plain = exported(model, cache)
         fused = converted(cache, model, f"fused-{package}.onnx", lambda path: self.fuse(model, plain, path))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -98,38 +137,6 @@ class OnnxRuntime:
             for name, path in [("plain", plain), ("fused", fused)]
         }
         self.settings = [(name, size) for name in self.sessions for size in BATCH_SIZES]
-
-    @staticmethod
-    def export(model, path):
-        import torch
-        from transformers import AutoModel
-
-        class Sentence(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                # the form of attention that the optimizer knows
-                self.bert = AutoModel.from_pretrained(model, attn_implementation="eager", add_pooling_layer=False)
-
-            def forward(self, input_ids, attention_mask):
-                hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-                mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-                mean = (hidden * mask).sum(1) / mask.sum(1)
-                return torch.nn.functional.normalize(mean, dim=1)
-
-        ids = torch.randint(1000, 2000, (3, 17))
-        mask = torch.ones_like(ids)
-        mask[1, 9:] = 0
-        dynamic = {0: "batch", 1: "length"}
-        torch.onnx.export(
-            Sentence().eval(),
-            (ids, mask),
-            str(path),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["vectors"],
-            dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic, "vectors": {0: "batch"}},
-            opset_version=17,
-            dynamo=False,
-        )
 
     @staticmethod
     def fuse(model, plain, path):
@@ -147,6 +154,34 @@ class OnnxRuntime:
         for rows, ids in self.tokens.batches(texts, batch_size):
             ids, mask = padded(ids)
             (vectors,) = session.run(["vectors"], {"input_ids": ids, "attention_mask": mask})
+            if out is None:
+                out = np.empty((len(texts), vectors.shape[1]), np.float32)
+            out[rows] = vectors
+        return out
+
+
+class OpenVino:
+    """The exported graph, one stream; f32 said, since it would take bf16 by itself where the processor has it."""
+
+    def __init__(self, model, cache, threads):
+        import openvino
+
+        self.version = version("openvino")
+        self.tokens = Tokens(model)
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.request = openvino.Core().compile_model(str(exported(model, cache)), "CPU", settings).create_infer_request()
+        self.settings = [("f32", size) for size in BATCH_SIZES]
+
+    def embed(self, texts, setting):
+        out = None
+        for rows, ids in self.tokens.batches(texts, setting[1]):
+            ids, mask = padded(ids)
+            vectors = self.request.infer({"input_ids": ids, "attention_mask": mask})[0]
             if out is None:
                 out = np.empty((len(texts), vectors.shape[1]), np.float32)
             out[rows] = vectors
@@ -208,9 +243,20 @@ class SentenceTransformers:
 
 ENGINES = {
     "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
     "ctranslate2": CTranslate2,
     "sentence-transformers": SentenceTransformers,
 }
+
+
+def read_texts(path):
+    return Path(path).read_text("utf-8").removesuffix("\n").split("\n")
+
+
+def peak_resident_bytes():
+    # getrusage's maximum counts the process that this one was forked from
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.split("\n") if line.startswith("VmHWM:")).split()[1])
 
 
 def timed(work):
@@ -221,6 +267,20 @@ def timed(work):
     start, clock = cpu(), time.perf_counter()
     work()
     return {"seconds": time.perf_counter() - clock, "cpu_seconds": cpu() - start}
+
+
+def calls(engine, texts, batch, samples):
+    """Microseconds of calls of `batch` texts in the given order, in the setting that is quickest in a short trial."""
+    turns = [texts[i : i + batch] for i in range(0, len(texts) - batch + 1, batch)]
+
+    def times(kind, count):
+        return [timed(lambda: engine.embed(turns[i % len(turns)], (kind, batch))) for i in range(count)]
+
+    kinds = {kind for kind, _ in engine.settings}
+    trial = {kind: statistics.median(t["seconds"] for t in times(kind, TRIAL_CALLS)) for kind in kinds}
+    counted = times(min(trial, key=trial.get), samples)
+    cpu = sum(t["cpu_seconds"] for t in counted) / samples
+    return {"us": [t["seconds"] * 1e6 for t in counted], "cpu_us_a_call": cpu * 1e6}
 
 
 def tune(engine, texts):
@@ -247,7 +307,7 @@ def main():
         answer = {}
         match request["do"]:
             case "load":
-                texts = Path(request["texts"]).read_text("utf-8").removesuffix("\n").split("\n")
+                texts = read_texts(request["texts"])
             case "tune":
                 setting = tune(engine, texts)
                 engine.embed(texts, setting)
@@ -258,6 +318,10 @@ def main():
                 }
             case "round":
                 answer = timed(lambda: engine.embed(texts, setting))
+            case "calls":
+                answer = calls(engine, read_texts(request["texts"]), request["batch"], request["samples"])
+            case "memory":
+                answer = {"peak_resident_bytes": peak_resident_bytes()}
             case "vectors":
                 np.save(request["path"], engine.embed(texts, setting).astype(np.float32))
         answers.write(json.dumps(answer) + "\n")

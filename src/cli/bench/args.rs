@@ -75,6 +75,9 @@ behind a slow one are slow too, as a user of a service sees it. `service` is the
 
 A percentile is printed where there are samples enough to tell: p99.9 takes 1000.")]
 pub(crate) struct LatencyArgs {
+    /// The lines of this file in turn, in place of texts of given lengths
+    #[arg(long, value_name = "FILE", conflicts_with = "lengths")]
+    pub(crate) texts: Option<PathBuf>,
     /// Tokens of each text, special tokens included
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "16,64,256")]
     pub(crate) lengths: Vec<NonZeroUsize>,

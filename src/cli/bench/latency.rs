@@ -2,9 +2,9 @@
 
 use super::args::LatencyArgs;
 use super::chart;
-use super::machine::largest_cache_bytes;
+use super::machine::{cpu_seconds, largest_cache_bytes};
 use super::stats::{Series, percentile, sorted};
-use super::texts::{Words, ids_of};
+use super::texts::{Words, ids_of, read_lines};
 use super::{BenchError, Report};
 use berthier::Embedder;
 use serde_json::{Value, json};
@@ -38,10 +38,63 @@ struct Times {
     /// From when it began.
     service: Vec<f64>,
     seconds: f64,
+    /// Of all threads, over all counted calls and the waits between them.
+    cpu_seconds: Option<f64>,
+}
+
+/// The texts of one call, and their token ids end to end.
+struct Call {
+    texts: Vec<String>,
+    ids: Vec<u32>,
+    offsets: Vec<usize>,
+}
+
+/// What is measured under one name: calls that take turns, alike in their number of texts.
+struct Point {
+    /// Of a text; the mean where they differ.
+    tokens: usize,
+    batch: usize,
+    calls: Vec<Call>,
+}
+
+impl Point {
+    fn new<'t>(
+        embedder: &Embedder,
+        batch: usize,
+        calls: impl Iterator<Item = &'t [String]>,
+    ) -> Result<Self, BenchError> {
+        let call = |texts: &[String]| -> Result<Call, BenchError> {
+            let (ids, offsets) = ids_of(embedder, texts)?;
+            Ok(Call { texts: texts.to_vec(), ids, offsets })
+        };
+        let calls: Vec<Call> = calls.map(call).collect::<Result<_, _>>()?;
+        let tokens: usize = calls.iter().map(|call| call.ids.len()).sum();
+        Ok(Self { tokens: tokens / (batch * calls.len()), batch, calls })
+    }
+
+    fn all(args: &LatencyArgs, embedder: &Embedder) -> Result<Vec<Self>, BenchError> {
+        let batches = || args.batch_sizes.iter().map(|n| n.get());
+        if let Some(path) = &args.texts {
+            let lines = read_lines(path, usize::MAX)?;
+            if let Some(batch) = batches().find(|&batch| batch > lines.len()) {
+                let message = format!("--batch-sizes {batch}: {} has {} lines", path.display(), lines.len());
+                return Err(BenchError::Unfit(message));
+            }
+            return batches().map(|n| Self::new(embedder, n, lines.chunks_exact(n))).collect();
+        }
+        let words = Words::of(embedder)?;
+        let mut points = Vec::new();
+        for length in args.lengths.iter().map(|n| n.get()) {
+            for batch in batches() {
+                let texts = words.texts(embedder, length, batch)?;
+                points.push(Self::new(embedder, batch, std::iter::once(&texts[..]))?);
+            }
+        }
+        Ok(points)
+    }
 }
 
 pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report, BenchError> {
-    let words = Words::of(embedder)?;
     let samples = args.samples.map_or(if args.cold { 30 } else { 200 }, |n| n.get());
     let mut arrivals = match args.rate {
         Some(rate) => Arrivals::Open(Duration::from_secs_f64(1.0 / rate)),
@@ -66,38 +119,35 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
     table += &format!(" {:>10} {:>10}\n", "min", "max");
 
     let (mut points, mut series) = (Vec::new(), Vec::new());
-    for length in args.lengths.iter().map(|n| n.get()) {
-        for batch in args.batch_sizes.iter().map(|n| n.get()) {
-            let texts = words.texts(embedder, length, batch)?;
-            let (ids, offsets) = ids_of(embedder, &texts)?;
-            let mut vectors = vec![0.0; batch * embedder.dim()];
-            for from in ["text", "ids"] {
-                let times = time(&mut arrivals, args.warmup, samples, || {
-                    if from == "ids" {
-                        embedder.embed_ids_into(&ids, &offsets, &mut vectors)
-                    } else {
-                        embedder.embed_into(&texts, &mut vectors).map(drop)
-                    }
-                })?;
-                let point = format!("{from:<6} {length:>6} {batch:>6}");
-                row(&mut table, &point, &times.latency);
-                if let Arrivals::Open(interval) = arrivals {
-                    row(&mut table, "       service      ", &times.service);
-                    keeping_up(&mut table, &times, interval);
+    for Point { tokens, batch, calls } in Point::all(args, embedder)? {
+        let mut vectors = vec![0.0; batch * embedder.dim()];
+        for from in ["text", "ids"] {
+            let mut turns = calls.iter().cycle();
+            let times = time(&mut arrivals, args.warmup, samples, || match turns.next() {
+                Some(call) if from == "ids" => {
+                    embedder.embed_ids_into(&call.ids, &call.offsets, &mut vectors)
                 }
-                points.push(json!({
-                    "from": from, "tokens": length, "texts": batch, "warmup": args.warmup, "samples": samples,
-                    "latency_us": summary(&times.latency),
-                    "service_us": summary(&times.service),
-                    "calls_per_second": samples as f64 / times.seconds,
-                }));
-                series.push(Series {
-                    name: format!("latency {from} {length}x{batch}"),
-                    unit: "us",
-                    less_is_better: true,
-                    samples: times.latency,
-                });
+                Some(call) => embedder.embed_into(&call.texts, &mut vectors).map(drop),
+                None => Ok(()),
+            })?;
+            row(&mut table, &format!("{from:<6} {tokens:>6} {batch:>6}"), &times.latency);
+            if let Arrivals::Open(interval) = arrivals {
+                row(&mut table, "       service      ", &times.service);
+                keeping_up(&mut table, &times, interval);
             }
+            points.push(json!({
+                "from": from, "tokens": tokens, "texts": batch, "warmup": args.warmup, "samples": samples,
+                "latency_us": summary(&times.latency),
+                "service_us": summary(&times.service),
+                "calls_per_second": samples as f64 / times.seconds,
+                "cpu_us_a_call": times.cpu_seconds.map(|cpu| cpu * 1e6 / samples as f64),
+            }));
+            series.push(Series {
+                name: format!("latency {from} {tokens}x{batch}"),
+                unit: "us",
+                less_is_better: true,
+                samples: times.latency,
+            });
         }
     }
     table.pop();
@@ -154,10 +204,13 @@ fn time(
     for _ in 0..warmup {
         call()?;
     }
-    let mut times =
-        Times { latency: Vec::with_capacity(samples), service: Vec::with_capacity(samples), seconds: 0.0 };
+    let mut times = Times {
+        latency: Vec::with_capacity(samples),
+        service: Vec::with_capacity(samples),
+        ..Times::default()
+    };
     let us = |from: Instant| from.elapsed().as_secs_f64() * 1e6;
-    let first = Instant::now();
+    let (cpu, first) = (cpu_seconds(), Instant::now());
     for i in 0..samples {
         let due = match arrivals {
             Arrivals::Closed => Instant::now(),
@@ -177,6 +230,7 @@ fn time(
         times.latency.push(us(due));
     }
     times.seconds = first.elapsed().as_secs_f64();
+    times.cpu_seconds = cpu.and_then(|start| Some(cpu_seconds()? - start));
     Ok(times)
 }
 
@@ -246,7 +300,8 @@ mod tests {
 
     #[test]
     fn a_rate_that_cannot_be_served_is_said() {
-        let times = Times { latency: vec![9.0; 3], service: vec![2000.0; 3], seconds: 1.0 };
+        let times =
+            Times { latency: vec![9.0; 3], service: vec![2000.0; 3], seconds: 1.0, cpu_seconds: None };
         let mut table = String::new();
         keeping_up(&mut table, &times, Duration::from_millis(1));
         assert!(table.contains("1000 calls a second came, 500 can be served"), "{table}");

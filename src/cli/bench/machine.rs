@@ -75,6 +75,15 @@ pub(crate) fn cpu_seconds() -> Option<f64> {
     parse_stat(&fs::read_to_string("/proc/self/stat").ok()?)
 }
 
+/// What `/proc/self/status` says of this process's memory, mapped files included: `VmRSS` now, `VmHWM` at most so far.
+/// `None` where there is none.
+pub(crate) fn memory_bytes(key: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 fn parse_stat(stat: &str) -> Option<f64> {
     // the program's name, in parentheses, may hold anything; utime and stime are fields 14 and 15
     let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace().skip(11);
@@ -105,6 +114,15 @@ mod tests {
         let stat = "1 (a) b)) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0";
         assert_eq!(parse_stat(stat), Some(3.0));
         assert_eq!(parse_stat("1 (a) S 1"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_most_memory_so_far_stays_when_it_is_given_back() {
+        let before = memory_bytes("VmHWM").unwrap();
+        drop(std::hint::black_box(vec![1u8; 64 << 20]));
+        assert!(memory_bytes("VmHWM").unwrap() >= before.max(64 << 20));
+        assert!(memory_bytes("VmRSS").unwrap() > 0 && memory_bytes("Vm").is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod compare;
 mod costs;
 mod kernels;
 mod latency;
-mod machine;
+pub(super) mod machine;
 mod stats;
 mod texts;
 mod throughput;
@@ -21,7 +21,7 @@ use super::{Outcome, resolve};
 use args::{CostsArgs, OutputArgs};
 use berthier::Embedder;
 use compare::Earlier;
-use machine::Machine;
+use machine::{Machine, memory_bytes};
 use serde_json::{Value, json};
 use stats::Series;
 use std::io::{self, Write};
@@ -142,6 +142,7 @@ fn print(
         "device": embedder.device_name(),
         "threads": embedder.threads(),
         "load_seconds": load_seconds,
+        "peak_resident_bytes": memory_bytes("VmHWM"),
         "machine": machine.json(),
         "series": report.series.iter().map(Series::json).collect::<Vec<_>>(),
     });

@@ -1,0 +1,142 @@
+"""Single calls beside the peers: one text of so many tokens, a few unsorted texts, and the first of a new process.
+
+The protocol is that of run.py, whose engines these are; see README.md.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from run import SETTLE_SECONDS, Berthier, Peer, about, common_arguments, parsed, read_texts, spread
+
+# texts of each length: their calls take turns, so that no branch or cache knows one by heart
+TEXTS = 20
+FIRST_TEXT = "How do I reset my password?"
+
+
+def texts_of(model, lines, length):
+    """TEXTS texts of exactly `length` tokens, special tokens included, from the words of the lines."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    words = [word for line in lines for word in line.split()]
+    texts, start = [], 0
+    while len(texts) < TEXTS and start + length <= len(words):
+        end = start + 1
+        while end < len(words) and len(tokenizer.encode(" ".join(words[start:end])).ids) < length:
+            end += 1
+        text = " ".join(words[start:end])
+        if len(tokenizer.encode(text).ids) == length:
+            texts.append(text)
+        start = end
+    if len(texts) < TEXTS:
+        raise SystemExit(f"too few words for {TEXTS} texts of {length} tokens")
+    return texts
+
+
+def percentile(values, share):
+    """Nearest rank; None where no sample lies beyond it."""
+    values = sorted(values)
+    if len(values) * (1 - share) < 1 - 1e-9:
+        return None
+    return values[min(int(len(values) * share), len(values) - 1)]
+
+
+def engine_of(name, args, texts):
+    return Berthier(args, texts) if name == "berthier" else Peer(name, args, texts)
+
+
+def first_call(name, args, texts):
+    """Milliseconds from the start of a process to its first vector, imports and loading included."""
+    if name == "berthier":
+        series = engine_of(name, args, texts).bench("cold-start", "--samples", "1", "--warmup", "0")["series"]
+        return next(s["samples"][0] for s in series if s["name"] == "cold-start first vector")
+    clock = time.perf_counter()
+    engine = engine_of(name, args, texts)
+    engine.calls(texts, 1, 1)
+    ms = (time.perf_counter() - clock) * 1e3
+    engine.close()
+    return ms
+
+
+def main():
+    parser = common_arguments(__doc__.split("\n")[0])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[16, 64, 256], help="tokens of a call of one text")
+    parser.add_argument("--unsorted", type=int, default=8, help="texts of a call of mixed lengths (default: 8; 0: none)")
+    parser.add_argument("--samples", type=int, default=40, help="calls of a turn (default: 40)")
+    parser.add_argument("--cold-start", action="store_true", help="also the first call of a new process")
+    args = parsed(parser)
+    lines = read_texts(args.texts, None)
+    questions, rounds = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+
+        def question(name, texts, batch):
+            path = scratch / f"{len(questions)}.txt"
+            path.write_text("\n".join(texts) + "\n", "utf-8")
+            questions[name] = (path, batch)
+
+        for length in args.lengths:
+            question(f"{length} tokens", texts_of(args.model, lines, length), 1)
+        if args.unsorted:
+            count = args.unsorted * TEXTS
+            question(f"{args.unsorted} texts, unsorted", [lines[i * len(lines) // count] for i in range(count)], args.unsorted)
+        first = scratch / "first.txt"
+        first.write_text(FIRST_TEXT + "\n", "utf-8")
+
+        engines = [engine_of(name, args, first) for name in args.engines]
+        for engine in engines:
+            for path, batch in questions.values():
+                engine.calls(path, batch, 5)
+        for turn in range(args.rounds):
+            for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
+                for name, (path, batch) in questions.items():
+                    time.sleep(SETTLE_SECONDS)
+                    rounds.setdefault(name, {}).setdefault(engine.name, []).append(engine.calls(path, batch, args.samples))
+                print(f"round {turn + 1} {engine.name}", file=sys.stderr)
+        memory = {engine.name: engine.peak_mib() for engine in engines}
+        for engine in engines:
+            engine.close()
+        starts = {name: [] for name in args.engines}
+        if args.cold_start:
+            for turn in range(args.rounds):
+                for name in args.engines[turn % len(engines) :] + args.engines[: turn % len(engines)]:
+                    starts[name].append(first_call(name, args, first))
+
+    run = about(args)
+    print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, {args.threads} thread(s), "
+          f"{args.rounds} rounds of {args.samples} calls: median (min to max) of the rounds' medians\n")
+    print("| call | engine | p50 ms | p99 ms | CPU ms | wall / best peer | CPU / best peer |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, answers in rounds.items():
+        p50 = {engine: [statistics.median(a["us"]) / 1e3 for a in turns] for engine, turns in answers.items()}
+        cpu = {engine: [a["cpu_us_a_call"] / 1e3 for a in turns] for engine, turns in answers.items()}
+
+        def ratio(values, engine):
+            peers = [values[peer] for peer in values if peer != "berthier"]
+            if not peers:
+                return ""
+            best = min(peers, key=statistics.median)
+            return spread([ours / theirs for ours, theirs in zip(values[engine], best)], 2)
+
+        for engine, turns in answers.items():
+            p99 = percentile([us / 1e3 for turn in turns for us in turn["us"]], 0.99)
+            p99 = f"{p99:.2f}" if p99 is not None else "-"
+            print(f"| {name} | {engine} | {spread(p50[engine], 2)} | {p99} | {spread(cpu[engine], 2)} "
+                  f"| {ratio(p50, engine)} | {ratio(cpu, engine)} |")
+    print("\n| engine | peak MiB | first vector of a new process, ms |")
+    print("| --- | --- | --- |")
+    for name in args.engines:
+        print(f"| {name} | {memory[name]:.0f} | {spread(starts[name], 0) if starts[name] else '-'} |")
+    if args.out:
+        result = {"calls": rounds, "peak_mib": memory, "first_vector_ms": starts}
+        args.out.write_text(json.dumps(run | {"samples": args.samples} | result, indent=1, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
