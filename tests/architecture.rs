@@ -29,7 +29,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const DEVICES: &[&str] = &["cpu", "cuda", "reference"];
 
 /// Where `unsafe` may stand.
-const UNSAFE: &[&str] = &["backend/cpu/", "backend/cuda/", "model/checkpoint.rs", "cli/npy.rs", "capi.rs"];
+const UNSAFE: &[&str] =
+    &["backend/cpu/", "backend/cuda/", "model/checkpoint.rs", "threads.rs", "cli/npy.rs", "capi.rs"];
 
 /// Where an instruction set may be named.
 const INTRINSICS: &[&str] = &["backend/cpu/x86_64/", "backend/cpu/aarch64/"];

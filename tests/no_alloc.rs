@@ -1,18 +1,21 @@
-//! The steady state of the CPU backend on one thread allocates nothing.
+//! The steady state of the CPU allocates nothing: of the backend, and of an embedder from ids. From text, the tokenizer does.
 #![allow(unsafe_code, reason = "a counting allocator")]
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
-use berthier::Error;
-use berthier::Threads;
+mod common;
+
 use berthier::backend::{BackendOptions, Device, Precision, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
     Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, ModelDesc, Module, Norms, Pooling,
     Positions, Weights,
 };
+use berthier::{Embedder, Error, Options, Threads};
+use common::toy::toy_bert;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 struct Counting;
 
@@ -87,16 +90,51 @@ fn steady_state_allocates_nothing() {
         norms: Norms::PostQueryKey,
         ..bert.clone()
     };
-    for precision in [Precision::Fp32, Precision::Bf16] {
-        check(&bert, precision);
-        check(&modern, precision);
-        check(&jina, precision);
+    for threads in [1, 2] {
+        for precision in [Precision::Fp32, Precision::Bf16] {
+            check(&bert, precision, threads);
+            check(&modern, precision, threads);
+            check(&jina, precision, threads);
+        }
+        embedder_allocates_nothing(threads);
     }
 }
 
-fn check(desc: &ModelDesc, precision: Precision) {
+/// Allocations of each of some calls, of which the first ones grow what the others need.
+fn allocations(mut call: impl FnMut()) -> [usize; 6] {
+    // threads that have just been made may allocate when they start
+    std::thread::sleep(Duration::from_millis(20));
+    [(); 6].map(|()| {
+        let before = CALLS.load(Relaxed);
+        call();
+        CALLS.load(Relaxed) - before
+    })
+}
+
+fn embedder_allocates_nothing(threads: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    toy_bert(dir.path());
+    let options = Options::new(dir.path().to_str().unwrap()).device(Device::Cpu);
+    let embedder = Embedder::load(options.threads(NonZeroUsize::new(threads).unwrap())).unwrap();
+
+    // more sequences than a sort keeps on its stack, of all lengths, in several batches and in one
+    let offsets: Vec<usize> =
+        (0..200).scan(0, |at, i| Some(std::mem::replace(at, *at + 1 + i % 12))).collect();
+    let ids: Vec<u32> = (0..offsets[199] as u32).map(|i| i % 32).collect();
+    let mut out = vec![0.0; 199 * embedder.dim()];
+    let calls = allocations(|| embedder.embed_ids_into(&ids, &offsets, &mut out).unwrap());
+    assert!(calls[0] > 0, "the counter counts");
+    assert_eq!(calls[2..], [0; 4], "{threads} threads: 199 sequences");
+    let one = &mut out[..embedder.dim()];
+    let calls = allocations(|| embedder.embed_ids_into(&ids, &offsets[..2], one).unwrap());
+    assert_eq!(calls[1..], [0; 5], "{threads} threads: one sequence");
+    let calls = allocations(|| drop(embedder.embed_into(&["the cat sat on a mat"], one).unwrap()));
+    eprintln!("{threads} threads: one text of six words takes {} allocations, the tokenizer's", calls[5]);
+}
+
+fn check(desc: &ModelDesc, precision: Precision, threads: usize) {
     let weights = Weights::random(desc, 3);
-    let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
+    let threads = Threads::new(NonZeroUsize::new(threads)).unwrap();
     let options = BackendOptions { precision, max_tokens: Some(2000), ..BackendOptions::new(threads) };
     let mut backend = match open(Device::Cpu, desc, &weights, &options) {
         Err(Error::InvalidOption { name: "precision", message }) if precision == Precision::Bf16 => {
@@ -111,9 +149,7 @@ fn check(desc: &ModelDesc, precision: Precision) {
     let ids = [7u32; 300];
     let types = [0u32; 300];
     let seqlens = [300, 150, 150, 64, 17, 16, 3, 1, 1];
-    let mut calls = Vec::with_capacity(3);
-    for _ in 0..3 {
-        let before = CALLS.load(Relaxed);
+    let calls = allocations(|| {
         batch.clear();
         for (row, &n) in seqlens.iter().cycle().take(18).enumerate() {
             batch.push(row, &ids[..n], &types[..n]);
@@ -121,9 +157,8 @@ fn check(desc: &ModelDesc, precision: Precision) {
         let out = &mut out[..batch.len() * desc.dim()];
         backend.submit(std::mem::take(&mut batch)).unwrap();
         batch = backend.collect(out).unwrap();
-        calls.push(CALLS.load(Relaxed) - before);
         assert!(out.iter().all(|v| v.is_finite()));
-    }
+    });
     assert!(calls[0] > 0, "the counter counts: the first batch grows");
-    assert_eq!(calls[1..], [0, 0], "allocations of the second and third batch");
+    assert_eq!(calls[2..], [0; 4], "allocations of the third batch and of those behind it");
 }

@@ -17,25 +17,36 @@ pub struct Plan {
 /// The total is divided evenly over the fewest batches that may hold it, so that no small remainder is left
 /// to run alone. A sequence longer than the budget gets a batch of its own.
 pub fn pack(seqlens: &[usize], max_tokens: usize) -> Plan {
-    let mut order: Vec<usize> = (0..seqlens.len()).collect();
-    order.sort_by_key(|&i| Reverse(seqlens[i]));
+    let mut plan = Plan::default();
+    plan.pack(seqlens.len(), |i| seqlens[i], max_tokens);
+    plan
+}
 
-    let total: usize = seqlens.iter().sum();
-    let even = total.div_ceil(total.div_ceil(max_tokens.max(1)).max(1));
-    let mut batches = Vec::new();
-    let (mut start, mut tokens) = (0, 0);
-    for (at, &i) in order.iter().enumerate() {
-        let full = tokens >= even || tokens + seqlens[i] > max_tokens;
-        if at > start && full {
-            batches.push(start..at);
-            (start, tokens) = (at, 0);
+impl Plan {
+    /// As [`pack`], for `count` sequences of lengths `seqlen(i)`, in this plan's memory.
+    pub fn pack(&mut self, count: usize, seqlen: impl Fn(usize) -> usize, max_tokens: usize) {
+        let Self { order, batches } = self;
+        order.clear();
+        order.extend(0..count);
+        // in place: with the index there are no equals whose order would take memory to keep
+        order.sort_unstable_by_key(|&i| (Reverse(seqlen(i)), i));
+
+        let total: usize = order.iter().map(|&i| seqlen(i)).sum();
+        let even = total.div_ceil(total.div_ceil(max_tokens.max(1)).max(1));
+        batches.clear();
+        let (mut start, mut tokens) = (0, 0);
+        for (at, &i) in order.iter().enumerate() {
+            let full = tokens >= even || tokens + seqlen(i) > max_tokens;
+            if at > start && full {
+                batches.push(start..at);
+                (start, tokens) = (at, 0);
+            }
+            tokens += seqlen(i);
         }
-        tokens += seqlens[i];
+        if start < order.len() {
+            batches.push(start..order.len());
+        }
     }
-    if start < order.len() {
-        batches.push(start..order.len());
-    }
-    Plan { order, batches }
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ struct Shared {
     device_name: String,
     /// Whether every device gives them.
     token_vectors: bool,
+    /// Token types of sequences that come without, for the longest.
+    zeros: Vec<u32>,
     crew: Crew,
 }
 
@@ -165,6 +167,7 @@ impl Embedder {
                 device_name: names.join(", "),
                 devices: opened.devices,
                 token_vectors: opened.backends.iter().all(|backend| backend.gives_token_vectors()),
+                zeros: vec![0; desc.longest_sequence()],
                 crew: Crew::new(opened.backends)?,
                 desc,
             }),
@@ -379,7 +382,8 @@ impl Embedder {
         Ok(Embeddings { data, dim, tokens })
     }
 
-    /// As [`embed_ids`](Self::embed_ids), into the caller's buffer: `[offsets.len() - 1, dim]` row-major.
+    /// As [`embed_ids`](Self::embed_ids), into the caller's buffer: `[offsets.len() - 1, dim]` row-major. On the CPU, a call
+    /// that is no larger than those before it allocates nothing.
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] if offsets do not rise, a sequence is empty or longer than the
@@ -405,8 +409,7 @@ impl Embedder {
                 return refuse(format!("id {id} is not below vocab_size {}", desc.vocab_size));
             }
         }
-        let zeros = vec![0; offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)];
-        self.run(0, out, |_| Ok(Ids { ids, offsets, zeros: &zeros }))
+        self.run(0, out, |_| Ok(Ids { ids, offsets, zeros: &self.shared.zeros }))
     }
 
     /// The vectors of a stream of texts, in order, a block at a time, in bounded memory.

@@ -3,7 +3,7 @@
 use super::pool::{Buffers, Call, Done, Pool};
 use super::{Embedder, WINDOW_BATCHES};
 use crate::backend::{Backend, Precision};
-use crate::batch::{Plan, pack};
+use crate::batch::Plan;
 use crate::error::{Error, Result};
 use crate::options::Normalize;
 use crate::tokenize::Encoding;
@@ -25,10 +25,11 @@ pub(super) enum Crew {
     Pool(Pool),
 }
 
-/// The backend, and the memory of its one batch.
+/// The backend, and memory of its one batch and of a window's plan.
 pub(super) struct Single {
     backend: Box<dyn Backend>,
     buffers: Buffers,
+    plan: Plan,
 }
 
 /// Tokenised sequences that are packed together.
@@ -53,7 +54,7 @@ impl Sequences for Vec<Encoding> {
 pub(super) struct Ids<'a> {
     pub(super) ids: &'a [u32],
     pub(super) offsets: &'a [usize],
-    /// Token types, for the longest sequence.
+    /// Token types, for the longest sequence at least.
     pub(super) zeros: &'a [u32],
 }
 
@@ -78,9 +79,10 @@ struct Window<S> {
 }
 
 impl<S: Sequences> Window<S> {
-    fn new(sequences: S, first: usize, max_tokens: usize) -> Self {
-        let seqlens: Vec<usize> = (0..sequences.count()).map(|i| sequences.get(i).0.len()).collect();
-        Self { plan: pack(&seqlens, max_tokens), sequences, first }
+    /// Plans in the memory of `plan`.
+    fn new(sequences: S, first: usize, max_tokens: usize, mut plan: Plan) -> Self {
+        plan.pack(sequences.count(), |i| sequences.get(i).0.len(), max_tokens);
+        Self { plan, sequences, first }
     }
 
     /// The sequences of a batch.
@@ -94,7 +96,8 @@ impl Crew {
         if backends.len() == 1
             && let Some(backend) = backends.pop_if(|backend| backend.capacity().in_flight <= 1)
         {
-            return Ok(Self::Single(Mutex::new(Single { backend, buffers: Buffers::default() })));
+            let (buffers, plan) = (Buffers::default(), Plan::default());
+            return Ok(Self::Single(Mutex::new(Single { backend, buffers, plan })));
         }
         Ok(Self::Pool(Pool::new(backends)?))
     }
@@ -182,8 +185,8 @@ impl Output<'_, '_> {
         }
     }
 
-    fn window<S: Sequences>(&self, sequences: S, first: usize) -> Window<S> {
-        Window::new(sequences, first, self.embedder.shared.capacity.max_tokens)
+    fn window<S: Sequences>(&self, sequences: S, first: usize, plan: Plan) -> Window<S> {
+        Window::new(sequences, first, self.embedder.shared.capacity.max_tokens, plan)
     }
 
     fn run_single<S: Sequences>(
@@ -191,20 +194,23 @@ impl Output<'_, '_> {
         single: &Mutex<Single>,
         mut next: impl FnMut(usize) -> Result<S>,
     ) -> Result<()> {
+        // a poisoned lock only says that another caller's batch failed: every batch starts afresh
+        let lock = || single.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plan = std::mem::take(&mut lock().plan);
         let mut first = 0;
         while first < self.rows() {
-            let window = self.window(next(first)?, first);
+            let window = self.window(next(first)?, first, plan);
             for i in 0..window.plan.batches.len() {
-                // a poisoned lock only says that another caller's batch failed: every batch starts afresh
-                let mut single = single.lock().unwrap_or_else(PoisonError::into_inner);
-                let Single { backend, buffers } = &mut *single;
+                let Single { backend, buffers, .. } = &mut *lock();
                 self.pack(&window, i, buffers);
                 backend.submit(std::mem::take(&mut buffers.batch))?;
                 buffers.batch = backend.collect(&mut buffers.vectors)?;
                 self.place(&window, i, &buffers.vectors);
             }
             first += window.sequences.count();
+            plan = window.plan;
         }
+        lock().plan = plan;
         Ok(())
     }
 
@@ -327,7 +333,7 @@ impl<'a, 'e, 'o, S: Sequences> Pumped<'a, 'e, 'o, S> {
                     self.push(tag)?;
                 }
             } else if room && self.next_row < self.output.rows() {
-                let window = self.output.window(next(self.next_row)?, self.next_row);
+                let window = self.output.window(next(self.next_row)?, self.next_row, Plan::default());
                 self.next_row += window.sequences.count();
                 let finished = vec![false; window.plan.batches.len()];
                 self.windows.push_back(OpenWindow { window, next: 0, finished });

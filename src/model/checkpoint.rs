@@ -145,6 +145,19 @@ impl Tensor {
         &self.bytes.as_slice()[self.range.clone()]
     }
 
+    /// Gives its pages of a mapped file back to the system, for bytes that are not needed soon. They stay readable: the
+    /// system then reads them again, most often from its own cache.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = &*self.bytes {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is of a file and never written to, so what is read later is what was there before
+            let released = unsafe { map.unchecked_advise_range(advice, self.range.start, self.range.len()) };
+            // advice only: where the system does not take it, the pages stay
+            let _ = released;
+        }
+    }
+
     /// Writes the elements `first..first + out.len()` as f32; exact for all three types.
     ///
     /// # Panics

@@ -162,7 +162,8 @@ impl Weights {
 }
 
 impl Layer {
-    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+    /// Every tensor.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         [&self.query, &self.key, &self.value, &self.attention_output, &self.intermediate, &self.output]
             .into_iter()
             .flat_map(Linear::tensors)

@@ -109,6 +109,10 @@ fn build_unguarded(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> 
         Kind::Json(_) => false,
         Kind::Bert(_) => parts_at_spaces(&recipe.added),
     };
+    let highest_of_bert = match &recipe.kind {
+        Kind::Json(_) => None,
+        Kind::Bert(bert) => bert.vocab.values().copied().max(),
+    };
     let mut inner = match recipe.kind {
         Kind::Json(json) => tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(&path, e))?,
         Kind::Bert(bert) => bert_tokenizer(bert).map_err(fail)?,
@@ -155,7 +159,13 @@ fn build_unguarded(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> 
     let specials = template.prefix.iter().chain(&template.suffix);
     let of_pair = pair.iter().flat_map(|p| p.before.iter().chain(&p.between).chain(&p.behind));
     let specials = specials.chain(of_pair).map(|&(id, _)| id);
-    let highest = inner.get_vocab(true).into_values().chain(specials).max();
+    let highest = match highest_of_bert {
+        // the crate gives its vocabulary as a copy, which takes longer than to read the file
+        Some(highest) => {
+            inner.get_added_tokens_decoder().keys().copied().chain(specials).chain([highest]).max()
+        }
+        None => inner.get_vocab(true).into_values().chain(specials).max(),
+    };
     match highest {
         Some(id) if id as usize >= vocab_size => {
             let token = inner.id_to_token(id).unwrap_or_default();

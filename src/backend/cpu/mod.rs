@@ -1,6 +1,6 @@
 //! The CPU backend: our own SIMD kernels, chosen at run time.
 //!
-//! A batch is cut at sequence borders into tiles of a few hundred tokens. With a tile or more for each
+//! A batch is cut at sequence borders into tiles of a few hundred tokens. With about as much for each
 //! thread, each thread takes tiles through the whole model while their activations stay in its cache;
 //! otherwise (one text, a few short ones, one very long one) the threads share each step of a tile. A
 //! vector's bits are the same either way.
@@ -47,6 +47,9 @@ const TILE_TOKENS: Range<usize> = 384..512;
 /// Tokens for each thread below which threads share the steps of a tile instead of taking tiles: with fewer,
 /// each thread would spend its time on reading all weights for itself.
 const LEAST_TILE_TOKENS: usize = 64;
+/// Percent of its own time that a batch of tiles for one thread each may take because some threads have less to do than
+/// others; above, all threads share its tiles instead, which costs them some waiting for each other at each step.
+const MOST_TAKEN: usize = 120;
 /// Sequences up to this length are tiles for one thread; longer ones are shared by all.
 const LONGEST_NARROW: usize = 512;
 /// The first is the default.
@@ -153,19 +156,28 @@ fn tile_tokens(l2_bytes: usize, desc: &ModelDesc) -> usize {
 impl Plan {
     /// Cuts sequences of the given ends (`cu_seqlens`) into tiles.
     fn fill(&mut self, cu_seqlens: &[u32], threads: usize, tile_tokens: usize, narrow: usize, wide: usize) {
+        let total = cu_seqlens.last().map_or(0, |&end| end as usize);
+        if threads > 1 && total < LEAST_TILE_TOKENS * threads {
+            return self.cut(cu_seqlens, 1, 0, wide);
+        }
+        // as many tiles for each thread, all about equal
+        self.cut(cu_seqlens, total.div_ceil(tile_tokens * threads) * threads, narrow, narrow);
+        let tokens = |tile: &Range<usize>| (cu_seqlens[tile.end] - cu_seqlens[tile.start]) as usize;
+        let largest = self.narrow.iter().map(tokens).max().unwrap_or(0);
+        let taken = largest * self.narrow.len().div_ceil(threads) * threads;
+        if threads > 1 && taken > MOST_TAKEN * self.narrow.iter().map(tokens).sum::<usize>() / 100 {
+            self.cut(cu_seqlens, 1, 0, wide);
+        }
+    }
+
+    /// Cuts into about so many tiles of up to `limit` tokens, but for longer sequences; those of up to `narrow` tokens are
+    /// for one thread.
+    fn cut(&mut self, cu_seqlens: &[u32], tiles: usize, narrow: usize, limit: usize) {
         self.narrow.clear();
         self.wide.clear();
-        let seqs = cu_seqlens.len().saturating_sub(1);
-        if seqs == 0 {
-            return;
-        }
         let end = |i: usize| cu_seqlens[i + 1] as usize;
-        let total = end(seqs - 1);
-        let shared = threads > 1 && total < LEAST_TILE_TOKENS * threads;
-        let limit = if shared { wide } else { narrow };
-        // as many tiles for each thread, all about equal
-        let tiles = if shared { 1 } else { total.div_ceil(tile_tokens * threads) * threads };
-
+        let seqs = cu_seqlens.len().saturating_sub(1);
+        let total = cu_seqlens.last().map_or(0, |&end| end as usize);
         let (mut first, mut cut) = (0, 1);
         for i in 0..seqs {
             let start = cu_seqlens[first] as usize;
@@ -173,7 +185,7 @@ impl Plan {
             if !last && end(i) * tiles < cut * total && end(i + 1) - start <= limit {
                 continue;
             }
-            let list = if shared || end(i) - start > limit { &mut self.wide } else { &mut self.narrow };
+            let list = if end(i) - start > narrow { &mut self.wide } else { &mut self.narrow };
             list.push(first..i + 1);
             first = i + 1;
             while cut * total <= end(i) * tiles {

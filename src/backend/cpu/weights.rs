@@ -230,10 +230,8 @@ impl Packed {
         let scale = 1.0 / (desc.head_dim() as f64).sqrt();
         let linear = |l: &model::Linear| Linear::pack(&[(l, 1.0)], nr, team);
         let product = |l: &model::Linear| Product::pack(&[(l, 1.0)], nr, half, team);
-        let layers = weights
-            .layers
-            .iter()
-            .map(|l| Layer {
+        let layer = |l: &model::Layer| {
+            let layer = Layer {
                 qkv: {
                     let scale = if l.query_norm.is_some() { 1.0 } else { scale };
                     Product::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, half, team)
@@ -250,8 +248,11 @@ impl Packed {
                 intermediate: product(&l.intermediate),
                 output: product(&l.output),
                 output_norm: Norm::new(&l.output_norm),
-            })
-            .collect();
+            };
+            // packed weights and the file's pages would take twice the memory
+            l.tensors().for_each(Tensor::release);
+            layer
+        };
         Self {
             word: weights.word_embeddings.clone(),
             position: weights
@@ -273,7 +274,7 @@ impl Packed {
             embeddings_norm: Norm::new(&weights.embeddings_norm),
             embeddings_projection: weights.embeddings_projection.as_ref().map(linear),
             attention_bias: attention_bias(desc, weights),
-            layers,
+            layers: weights.layers.iter().map(layer).collect(),
             layer_order: desc.layer_order().collect(),
             final_norm: weights.final_norm.as_ref().map(Norm::new),
             modules: desc

@@ -173,14 +173,16 @@ pub(super) fn gemm(
         unsafe { kernels.gemm(a, &panels, 0..a.rows, 0..columns, epilogue, &out) };
         return;
     }
-    // one panel by a block of rows; blocks are whole tiles as far as possible
-    let blocks = (team.threads() * UNITS_PER_THREAD).div_ceil(columns);
-    let block = a.rows.div_ceil(blocks).next_multiple_of(kernels.mr());
+    // a run of panels, whose weights stream; with few panels, by a block of rows: whole tiles as far as possible
+    let units = team.threads() * UNITS_PER_THREAD;
+    let runs = units.min(columns);
+    let block = a.rows.div_ceil(units.div_ceil(columns)).next_multiple_of(kernels.mr());
     let blocks = a.rows.div_ceil(block);
-    team.for_each(blocks * columns, |unit| {
-        let (panel, row) = (unit / blocks, unit % blocks * block);
+    team.for_each(blocks * runs, |unit| {
+        let (run, row) = (unit / blocks, unit % blocks * block);
         let rows = row..a.rows.min(row + block);
-        // SAFETY: units differ in their rows or in their panel
-        unsafe { kernels.gemm(a, &panels, rows, panel..panel + 1, epilogue, &out) };
+        let panels_of_run = run * columns / runs..(run + 1) * columns / runs;
+        // SAFETY: units differ in their rows or in their panels
+        unsafe { kernels.gemm(a, &panels, rows, panels_of_run, epilogue, &out) };
     });
 }
