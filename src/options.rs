@@ -13,6 +13,7 @@ pub struct Options {
     pub(crate) device: DeviceChoice,
     pub(crate) precision: Precision,
     pub(crate) batch_invariant: bool,
+    pub(crate) cuda_graphs: bool,
     pub(crate) isa: Option<Isa>,
     pub(crate) threads: Option<NonZeroUsize>,
     pub(crate) batch_tokens: Option<NonZeroUsize>,
@@ -54,6 +55,7 @@ impl Options {
             device: DeviceChoice::default(),
             precision: Precision::default(),
             batch_invariant: false,
+            cuda_graphs: true,
             isa: None,
             threads: None,
             batch_tokens: None,
@@ -91,6 +93,13 @@ impl Options {
     /// one order of summation whatever the batch). On the CPU it never does. Devices of several kinds are then refused.
     pub fn batch_invariant(mut self, batch_invariant: bool) -> Self {
         self.batch_invariant = batch_invariant;
+        self
+    }
+
+    /// Whether a GPU is given a small batch's kernels as one CUDA graph, which launches them sooner. Default: yes. The
+    /// vectors are the same to the bit.
+    pub fn cuda_graphs(mut self, cuda_graphs: bool) -> Self {
+        self.cuda_graphs = cuda_graphs;
         self
     }
 

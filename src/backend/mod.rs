@@ -88,12 +88,21 @@ pub struct BackendOptions {
     pub precision: Precision,
     /// A text's vector must not depend, to the bit, on its batch, also where a device is faster otherwise.
     pub batch_invariant: bool,
+    /// On a GPU, launch a small batch's kernels as one graph. The vectors are the same to the bit.
+    pub cuda_graphs: bool,
 }
 
 impl BackendOptions {
     /// Everything but the threads at its default.
     pub fn new(threads: Threads) -> Self {
-        Self { threads, max_tokens: None, isa: None, precision: Precision::Auto, batch_invariant: false }
+        Self {
+            threads,
+            max_tokens: None,
+            isa: None,
+            precision: Precision::Auto,
+            batch_invariant: false,
+            cuda_graphs: true,
+        }
     }
 
     /// Tokens of one batch for a backend that computes on the threads.

@@ -141,6 +141,7 @@ impl Embedder {
             isa: options.isa,
             precision: options.precision,
             batch_invariant: options.batch_invariant,
+            cuda_graphs: options.cuda_graphs,
             ..BackendOptions::new(threads.clone())
         };
         let opened = open(&desc, &model.weights, &backend_options)?;

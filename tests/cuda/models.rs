@@ -285,6 +285,63 @@ fn devices_of_a_kind_give_the_same_bits() {
     });
 }
 
+/// Small batches that come again are replayed from a graph: with the bits of kernels launched one by one, filled up to a shape
+/// or not, whichever of the two slots they meet, and with other batches of the same shape in between.
+#[test]
+fn graphs_give_the_bits_of_single_launches() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-graphs.txt");
+    let name = "models::graphs_give_the_bits_of_single_launches";
+    on_stand_in(name, &[("BERTHIER_EMU_TRACE", trace)], || {
+        let _ = std::fs::remove_file(trace);
+        let graphs = || std::fs::read_to_string(trace).unwrap_or_default().matches("graph of").count();
+        let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
+        let pooling = vec![Pooling::Mean, Pooling::Cls];
+        let modules = vec![Module::Dense(Dense {
+            out_features: 24,
+            bias: true,
+            activation: Some(Activation::Tanh),
+            use_residual: false,
+        })];
+        for desc in [deep(), ModelDesc { pooling, modules, ..desc() }] {
+            let open = |cuda_graphs| {
+                let precision = Precision::Fp16;
+                let max_tokens = Some(512);
+                let options = BackendOptions {
+                    precision,
+                    max_tokens,
+                    cuda_graphs,
+                    ..BackendOptions::new(threads.clone())
+                };
+                open(Device::Cuda(0), &desc, &Weights::random(&desc, 7), &options).unwrap()
+            };
+            // the first two have one shape; 40, 100 and 17 tokens take both attention kernels
+            let seqs = sequences(&[5, 7, 40, 100, 17], &desc);
+            let rows: [&[usize]; 4] = [&[0], &[1], &[2, 3, 4], &[4, 0, 1]];
+            let make = |i: usize| {
+                let skip_tokens = usize::from(i == 3);
+                PackedBatch { normalize: i % 2 == 0, skip_tokens, ..batch(rows[i], &seqs) }
+            };
+            let before = graphs();
+            let mut single = open(false);
+            let want: Vec<_> = (0..4).map(|i| bits(&run(&mut *single, make(i), desc.dim()))).collect();
+            for i in [0, 0, 0, 0] {
+                assert_eq!(bits(&run(&mut *single, make(i), desc.dim())), want[i]);
+            }
+            assert_eq!(graphs(), before, "none was asked for");
+            let mut recorded = open(true);
+            let mut replayed = Vec::new();
+            for i in [0, 0, 1, 1, 0, 0, 2, 3, 2, 3, 2, 3, 1, 0, 2, 3] {
+                let before = graphs();
+                assert_eq!(bits(&run(&mut *recorded, make(i), desc.dim())), want[i], "batch {i}");
+                replayed.push(graphs() > before);
+            }
+            // each shape in each slot: first met, then recorded and launched
+            assert_eq!(replayed[..6], [false, false, false, false, true, true], "{replayed:?}");
+            assert!(replayed[8..].iter().all(|&r| r), "{replayed:?}");
+        }
+    });
+}
+
 /// Two batches in flight, of other sizes, again and again: vectors come back in order and none is another's.
 #[test]
 fn two_batches_in_flight_do_not_meet() {

@@ -74,8 +74,8 @@ impl Forward<'_> {
         let window = desc.reach(step).unwrap_or(0);
 
         queue.product(input, &layer.qkv, After::NOTHING, wide, rows)?;
-        for (launch, entries) in &self.inputs.attention {
-            queue.attention(launch, *entries, wide, z, [rows, desc.num_attention_heads], bias, window)?;
+        for path in self.inputs.attention.into_iter().filter(|path| path.entries.len() > 0) {
+            queue.attention(path, wide, z, [rows, desc.num_attention_heads], bias, window)?;
         }
         let statistics = ws.statistics(1);
         let after = After { statistics, ..After::adding(input) };

@@ -3,7 +3,7 @@
 //! Weights are converted and copied once, buffers are sized once from the token budget. Two batches are in flight: while one
 //! computes, the next is staged and copied, and the vectors of the one before come back.
 
-use super::costs::EncoderShape;
+use super::costs::{Choices, EncoderShape};
 use super::tiles::{Element, TileTable};
 use crate::backend::{Backend, BackendOptions, Capacity, Precision};
 use crate::batch::PackedBatch;
@@ -22,6 +22,7 @@ use workspace::Workspace;
 
 mod driver;
 mod forward;
+mod graphs;
 mod kernels;
 mod memory;
 mod ops;
@@ -63,6 +64,10 @@ struct CudaBackend {
     next_slot: usize,
     max_tokens: usize,
     batch_invariant: bool,
+    /// Batches of so many tokens at most are filled up to a shape whose kernels can be launched as a graph.
+    shaped_tokens: usize,
+    /// Whether they are.
+    graphs: bool,
     /// Whether bf16 was taken because f16 would overflow.
     fell_back: bool,
     /// Last: the rest is freed while it lives.
@@ -108,11 +113,13 @@ impl CudaBackend {
         let longest = desc.longest_sequence();
         let weights = Weights::new(&device, desc, weights, element, workspace_bytes(desc, longest))?;
         let shape = EncoderShape::of("", desc);
-        let chosen = || workspace::budget(&table, &shape, desc, options.batch_invariant);
+        let choices = Choices { batch_invariant: options.batch_invariant, ..Choices::default() };
+        let chosen = || workspace::budget(&table, &shape, desc, choices);
         let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.min(MOST_TOKENS).max(longest));
         let (max_tokens, workspace, slots) = allocate(&device, desc, wanted, weights.bytes())?;
         // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
         device.context.synchronize().map_err(|e| device.failed(e))?;
+        let shaped_tokens = graphs::most_tokens(&table, &shape, choices);
         Ok(Self {
             desc: desc.clone(),
             table,
@@ -124,7 +131,9 @@ impl CudaBackend {
             pending: VecDeque::with_capacity(IN_FLIGHT),
             next_slot: 0,
             max_tokens,
+            shaped_tokens,
             batch_invariant: options.batch_invariant,
+            graphs: options.cuda_graphs,
             fell_back: false,
             device,
         })
@@ -147,23 +156,34 @@ impl CudaBackend {
         let device = &self.device;
         device.context.bind_to_thread()?;
         let slot = &mut self.slots[slot];
-        let inputs = slot.upload(device, &self.table, &self.desc, batch)?;
-        let queue = Queue {
-            stream: &device.compute,
-            kernels: &self.kernels,
-            table: &self.table,
-            products: &self.products,
-            partials: self.workspace.partials.all(),
-            follows_kernel: Cell::new(false),
+        let as_it_is = slot.plan(batch);
+        let filled = as_it_is.filled();
+        let shaped = as_it_is.tokens <= self.shaped_tokens && filled.fits(self.max_tokens);
+        let shape = if shaped { filled } else { as_it_is };
+        let inputs = slot.upload(device, batch, shape)?;
+        let vectors = slot.vectors.all();
+        let launch = || {
+            let queue = Queue {
+                stream: &device.compute,
+                kernels: &self.kernels,
+                table: &self.table,
+                products: &self.products,
+                partials: self.workspace.partials.all(),
+                follows_kernel: Cell::new(false),
+            };
+            let forward = Forward {
+                queue: &queue,
+                desc: &self.desc,
+                model: &self.weights.model,
+                workspace: &self.workspace,
+                inputs: &inputs,
+            };
+            forward.run(vectors, batch.normalize)
         };
-        let forward = Forward {
-            queue: &queue,
-            desc: &self.desc,
-            model: &self.weights.model,
-            workspace: &self.workspace,
-            inputs: &inputs,
-        };
-        forward.run(slot.vectors.all(), batch.normalize)?;
+        match shaped && self.graphs {
+            true => slot.graphs.launch(shape, &device.compute, launch)?,
+            false => launch()?,
+        }
         slot.download(device, batch.len() * self.desc.dim())
     }
 }
@@ -179,7 +199,7 @@ fn allocate(
     let least = desc.longest_sequence();
     let mut tokens = wanted.max(least);
     loop {
-        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, tokens, desc.dim())).collect::<Called<_>>();
+        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, desc, tokens)).collect::<Called<_>>();
         let both = Workspace::new(device, desc, tokens).and_then(|workspace| Ok((workspace, slots()?)));
         match both {
             Ok((workspace, slots)) => return Ok((tokens, workspace, slots)),

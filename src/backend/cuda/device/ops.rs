@@ -5,9 +5,9 @@
 
 use super::super::costs::EncoderShape;
 use super::super::tiles::{EpilogueKind, Gemm, GemmLaunch, RowLaunch, SPLITK_REDUCE, TileTable};
-use super::super::work_list::{AttentionLaunch, Entry};
 use super::kernels::{Argument, Epilogue, Kernels};
 use super::memory::{Called, Slice};
+use super::slot::Attention;
 use super::weights::{Linear, Norm};
 use cudarc::driver::CudaStream;
 use std::cell::{Cell, RefCell};
@@ -364,16 +364,16 @@ impl Queue<'_> {
     /// One path's sequences. `qkv` `[total_tokens, 3 * hidden]`, `out` `[total_tokens, hidden]`
     pub(super) fn attention(
         &self,
-        launch: &AttentionLaunch,
-        entries: Slice<Entry>,
+        path: Attention,
         qkv: Slice<u16>,
         out: Slice<u16>,
         [total_tokens, heads]: [usize; 2],
         (bias, bias_radius): (Slice<f32>, usize),
         window: usize,
     ) -> Called<()> {
-        let hidden = heads * launch.tile.head_dim;
-        holds("work list", entries, launch.entries.len());
+        let Attention { tile, entries } = path;
+        let hidden = heads * tile.head_dim;
+        assert!(entries.len().is_multiple_of(tile.tiles_of_block), "a list of {}", entries.len());
         holds("queries, keys and values", qkv, total_tokens * 3 * hidden);
         holds("attention", out, total_tokens * hidden);
         may_hold("attention bias", bias, heads * (2 * bias_radius + 1));
@@ -386,9 +386,9 @@ impl Queue<'_> {
             bias_radius.into(),
             window.into(),
         ];
-        let tile = launch.tile;
+        let grid = [tile.grid(entries.len(), heads), 1];
         // SAFETY: lengths are checked above; the entries were made of the batch's sequences, which are within total_tokens
-        unsafe { self.launch(tile.name, [launch.grid, 1], tile.dynamic_shared, &arguments) }
+        unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) }
     }
 
     /// Token vectors to vectors. `x` `[total_tokens, hidden]`, `out` `[batch, stride]`

@@ -110,13 +110,7 @@ impl Workspace {
 }
 
 /// Tokens of a batch that fill the GPU's waves best, at least one sequence of the model's length.
-pub(super) fn budget(
-    table: &TileTable,
-    shape: &EncoderShape,
-    desc: &ModelDesc,
-    batch_invariant: bool,
-) -> usize {
-    let choices = Choices { batch_invariant, ..Choices::default() };
+pub(super) fn budget(table: &TileTable, shape: &EncoderShape, desc: &ModelDesc, choices: Choices) -> usize {
     let seqlen = USUAL_SEQUENCE.min(desc.longest_sequence());
     let best =
         whole_waves(table, shape, seqlen, choices).map_or(DEFAULT_TOKENS, |network| network.total_tokens());
