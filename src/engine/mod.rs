@@ -142,6 +142,7 @@ impl Embedder {
             precision: options.precision,
             batch_invariant: options.batch_invariant,
             cuda_graphs: options.cuda_graphs,
+            patience: options.patience,
             ..BackendOptions::new(threads.clone())
         };
         let opened = open(&desc, &model.weights, &backend_options)?;

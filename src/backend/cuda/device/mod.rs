@@ -2,6 +2,7 @@
 //!
 //! Weights are converted and copied once, buffers are sized once from the token budget. Two batches are in flight: while one
 //! computes, the next is staged and copied, and the vectors of the one before come back.
+#![allow(unsafe_code, reason = "what a device that hangs holds is not freed")]
 
 use super::costs::{Choices, EncoderShape};
 use super::tiles::{Element, TileTable};
@@ -17,6 +18,8 @@ use ops::{Products, Queue};
 use slot::Slot;
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
+use std::time::Duration;
 use weights::{Weights, out_of_memory};
 use workspace::Workspace;
 
@@ -26,6 +29,7 @@ mod graphs;
 mod kernels;
 mod memory;
 mod ops;
+mod patience;
 mod slot;
 mod support;
 mod weights;
@@ -54,11 +58,8 @@ pub(crate) fn open(
 struct CudaBackend {
     desc: ModelDesc,
     table: TileTable,
-    kernels: Kernels,
     products: Products,
-    weights: Weights,
-    workspace: Workspace,
-    slots: Vec<Slot>,
+    resident: ManuallyDrop<Resident>,
     /// Submitted and not collected, with their slots.
     pending: VecDeque<(usize, PackedBatch)>,
     next_slot: usize,
@@ -68,8 +69,20 @@ struct CudaBackend {
     shaped_tokens: usize,
     /// Whether they are.
     graphs: bool,
+    /// What a batch may take beyond a hundred times what it should.
+    patience: Duration,
+    /// Whether the device did not answer in time: every call that frees something would wait for it.
+    hung: bool,
     /// Whether bf16 was taken because f16 would overflow.
     fell_back: bool,
+}
+
+/// What the driver holds for a backend. Not freed on a device that hangs.
+struct Resident {
+    kernels: Kernels,
+    weights: Weights,
+    workspace: Workspace,
+    slots: Vec<Slot>,
     /// Last: the rest is freed while it lives.
     device: Opened,
 }
@@ -89,12 +102,12 @@ impl CudaBackend {
         }
         let mut backend = new(Element::F16)?;
         if options.precision == Precision::Auto {
-            if backend.weights.overflow || !backend.is_finite()? {
+            if backend.resident.weights.overflow || !backend.is_finite()? {
                 drop(backend);
                 backend = new(Element::Bf16)?;
                 backend.fell_back = true;
             }
-        } else if backend.weights.overflow {
+        } else if backend.resident.weights.overflow {
             let message = "fp16: weights of this model exceed 65504, which bf16 holds".into();
             return Err(Error::InvalidOption { name: "precision", message });
         }
@@ -123,19 +136,17 @@ impl CudaBackend {
         Ok(Self {
             desc: desc.clone(),
             table,
-            kernels,
             products: Products::new(shape, options.batch_invariant),
-            weights,
-            workspace,
-            slots,
+            resident: ManuallyDrop::new(Resident { kernels, weights, workspace, slots, device }),
             pending: VecDeque::with_capacity(IN_FLIGHT),
             next_slot: 0,
             max_tokens,
-            shaped_tokens,
             batch_invariant: options.batch_invariant,
+            shaped_tokens,
             graphs: options.cuda_graphs,
+            patience: options.patience,
+            hung: false,
             fell_back: false,
-            device,
         })
     }
 
@@ -153,9 +164,9 @@ impl CudaBackend {
 
     /// Stages, copies, computes and copies back, without waiting.
     fn enqueue(&mut self, slot: usize, batch: &PackedBatch) -> Called<()> {
-        let device = &self.device;
+        let Resident { kernels, weights, workspace, slots, device } = &mut *self.resident;
         device.context.bind_to_thread()?;
-        let slot = &mut self.slots[slot];
+        let slot = &mut slots[slot];
         let as_it_is = slot.plan(batch);
         let filled = as_it_is.filled();
         let shaped = as_it_is.tokens <= self.shaped_tokens && filled.fits(self.max_tokens);
@@ -165,17 +176,17 @@ impl CudaBackend {
         let launch = || {
             let queue = Queue {
                 stream: &device.compute,
-                kernels: &self.kernels,
+                kernels,
                 table: &self.table,
                 products: &self.products,
-                partials: self.workspace.partials.all(),
+                partials: workspace.partials.all(),
                 follows_kernel: Cell::new(false),
             };
             let forward = Forward {
                 queue: &queue,
                 desc: &self.desc,
-                model: &self.weights.model,
-                workspace: &self.workspace,
+                model: &weights.model,
+                workspace,
                 inputs: &inputs,
             };
             forward.run(vectors, batch.normalize)
@@ -220,11 +231,11 @@ fn workspace_bytes(desc: &ModelDesc, tokens: usize) -> usize {
 impl Backend for CudaBackend {
     fn name(&self) -> String {
         let why = if self.fell_back { " (fp16 would overflow)" } else { "" };
-        format!("{}, {}{why}", self.device.name, self.precision())
+        format!("{}, {}{why}", self.resident.device.name, self.precision())
     }
 
     fn kind(&self) -> String {
-        let gpu = &self.device.gpu;
+        let gpu = &self.resident.device.gpu;
         let (major, minor) = gpu.compute_capability;
         let element = self.table.element();
         if self.batch_invariant {
@@ -246,7 +257,7 @@ impl Backend for CudaBackend {
         Capacity {
             max_tokens: self.max_tokens,
             in_flight: IN_FLIGHT,
-            weight_bytes: self.weights.bytes(),
+            weight_bytes: self.resident.weights.bytes(),
             workspace_bytes: workspace_bytes(&self.desc, self.max_tokens),
         }
     }
@@ -257,7 +268,7 @@ impl Backend for CudaBackend {
         let slot = self.next_slot;
         self.next_slot = (slot + 1) % IN_FLIGHT;
         if !batch.is_empty() {
-            self.enqueue(slot, &batch).map_err(|e| self.device.failed(e))?;
+            self.enqueue(slot, &batch).map_err(|e| self.resident.device.failed(e))?;
         }
         self.pending.push_back((slot, batch));
         Ok(())
@@ -267,7 +278,13 @@ impl Backend for CudaBackend {
         let (slot, batch) = self.pending.pop_front().expect("a batch was submitted");
         assert_eq!(out.len(), batch.len() * self.desc.dim(), "one vector per sequence");
         if !batch.is_empty() {
-            self.slots[slot].collect(out).map_err(|e| self.device.failed(e))?;
+            let flops = batch.cu_seqlens.windows(2).map(|w| self.desc.flops((w[1] - w[0]) as usize)).sum();
+            let Resident { slots, device, .. } = &mut *self.resident;
+            let limit = patience::limit(self.patience, &device.gpu, flops);
+            if !slots[slot].collect(out, limit).map_err(|e| device.failed(e))? {
+                self.hung = true;
+                return Err(device.hangs(limit));
+            }
             slot::maximum_of_none(&self.desc, &batch, out);
         }
         Ok(batch)
@@ -276,6 +293,11 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
-        self.device.settle();
+        if self.hung {
+            return;
+        }
+        self.resident.device.settle();
+        // SAFETY: dropped once, here, and not used again
+        unsafe { ManuallyDrop::drop(&mut self.resident) };
     }
 }

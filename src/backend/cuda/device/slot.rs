@@ -8,10 +8,12 @@ use super::driver::Opened;
 use super::graphs::{Graph, Recorded, Shape};
 use super::memory::{ALIGNMENT, Called, Memory, Pinned, Slice};
 use super::ops::Tokens;
+use super::patience;
 use crate::batch::PackedBatch;
 use crate::model::{ModelDesc, Pooling};
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::CudaEvent;
+use std::time::Duration;
 
 /// Entries of the two work lists of a batch beyond one a token: groups of four are filled up.
 const SPARE_ENTRIES: usize = 16;
@@ -137,13 +139,15 @@ impl Slot {
         self.downloaded.record(&device.download)
     }
 
-    /// Waits for the batch and hands out its vectors.
-    pub(super) fn collect(&mut self, out: &mut [f32]) -> Called<()> {
-        self.downloaded.synchronize()?;
+    /// Waits for the batch and hands out its vectors; says no if it is not there in time.
+    pub(super) fn collect(&mut self, out: &mut [f32], limit: Duration) -> Called<bool> {
+        if !patience::wait(&self.downloaded, limit)? {
+            return Ok(false);
+        }
         // SAFETY: the copy has been waited for, and before it all others
         let bytes = unsafe { self.results.bytes_mut() };
         out.copy_from_slice(bytemuck::cast_slice(&bytes[..size_of_val(out)]));
-        Ok(())
+        Ok(true)
     }
 }
 
