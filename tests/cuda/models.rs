@@ -175,6 +175,47 @@ fn architectures_match_reference() {
     });
 }
 
+/// Vectors of all tokens, of a model that has fewer columns behind the pooling, one that has more, and one whose layernorms
+/// are kernels of their own.
+#[test]
+fn token_vectors_match_reference() {
+    on_stand_in("models::token_vectors_match_reference", &[], || {
+        let dense = Dense { out_features: 24, bias: true, activation: None, use_residual: false };
+        let shared = LayerWeights::Shared(LayerGroups { groups: 1, inner: 1 });
+        for desc in [
+            ModelDesc { modules: vec![Module::Dense(dense)], ..desc() },
+            ModelDesc { pooling: vec![Pooling::Mean, Pooling::Max], ..desc() },
+            ModelDesc { layer_weights: shared, ..desc() },
+        ] {
+            let seqs = sequences(&[2, 9, 70, 3], &desc);
+            let run_tokens = |device: Device| {
+                let mut backend = backend(device, &desc, Precision::Auto, true);
+                assert!(backend.gives_token_vectors());
+                // sentence vectors before and behind, so that neither is taken for the other
+                let sentences = run(&mut *backend, batch(&[0, 1, 2, 3], &seqs), desc.dim());
+                let mut found = Vec::new();
+                for _ in 0..5 {
+                    let tokens =
+                        PackedBatch { token_vectors: true, skip_tokens: 3, ..batch(&[0, 1, 2, 3], &seqs) };
+                    let mut out = vec![f32::NAN; 84 * desc.hidden_size];
+                    backend.submit(tokens).unwrap();
+                    backend.collect(&mut out).unwrap();
+                    found.push(out);
+                }
+                assert!(found.iter().all(|other| bits(other) == bits(&found[0])));
+                assert_eq!(run(&mut *backend, batch(&[0, 1, 2, 3], &seqs), desc.dim()), sentences);
+                found.remove(0)
+            };
+            let (got, want) = (run_tokens(Device::Cuda(0)), run_tokens(Device::Reference));
+            let largest = want.iter().fold(0f32, |a, v| a.max(v.abs()));
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                let (token, column) = (i / desc.hidden_size, i % desc.hidden_size);
+                assert!((g - w).abs() <= TOLERANCE * largest, "token {token}, column {column}: {g}, {w}");
+            }
+        }
+    });
+}
+
 #[test]
 fn modules_match_reference() {
     let dense = |out_features: usize, activation: Option<Activation>, use_residual: bool| {

@@ -18,8 +18,8 @@ pub(super) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// The batch's vectors, `[batch, dim]`.
-    pub(super) fn run(&self, vectors: Slice<f32>, normalize: bool) -> Called<()> {
+    /// The batch's vectors, `[batch, dim]`, or those of its tokens, `[total_tokens, hidden]`.
+    pub(super) fn run(&self, vectors: Slice<f32>, normalize: bool, token_vectors: bool) -> Called<()> {
         self.embed()?;
         let mut x = Rows::finished(self.workspace.x.all());
         for (step, &layer) in self.model.layer_order.iter().enumerate() {
@@ -29,6 +29,10 @@ impl Forward<'_> {
             self.queue.apply(x.values, pending, [self.inputs.total_tokens, self.desc.hidden_size])?;
         }
         match self.model.modules[..] {
+            _ if token_vectors => {
+                let size = [self.inputs.total_tokens, self.desc.hidden_size];
+                self.vectors_of(self.workspace.x.all(), size, false, &Vectors::F32(vectors))
+            }
             [] => self.pool(vectors, normalize),
             _ => self.pool_through_modules(vectors, normalize),
         }
@@ -166,13 +170,14 @@ impl Forward<'_> {
                 Module::LayerNorm(norm) => {
                     queue.layernorm(x, norm, model::Module::LAYER_NORM_EPS, out, [rows, width])?;
                 }
-                Module::Normalize => self.vectors_of(x, width, true, &Vectors::Half(out))?,
+                Module::Normalize => self.vectors_of(x, [rows, width], true, &Vectors::Half(out))?,
             }
             width = desc.width(width);
             now = next;
         }
         let at_once = width <= MOST_NORMALIZED_COLUMNS;
-        self.vectors_of(ws.module_vectors(now), width, normalize && at_once, &Vectors::F32(vectors))?;
+        let size = [rows, width];
+        self.vectors_of(ws.module_vectors(now), size, normalize && at_once, &Vectors::F32(vectors))?;
         if normalize && !at_once {
             queue.l2_normalize(vectors, [rows, width])?;
         }
@@ -180,9 +185,14 @@ impl Forward<'_> {
     }
 
     /// Each row for itself.
-    fn vectors_of(&self, x: Slice<u16>, width: usize, normalize: bool, out: &Vectors) -> Called<()> {
-        let rows = self.inputs.batch;
-        let ones = self.workspace.ones.as_ref().map_or(Slice::NONE, |ones| ones.all());
+    fn vectors_of(
+        &self,
+        x: Slice<u16>,
+        [rows, width]: [usize; 2],
+        normalize: bool,
+        out: &Vectors,
+    ) -> Called<()> {
+        let ones = self.workspace.ones.all();
         let pool = Pool {
             mode: support::pooling(Pooling::Cls),
             normalize,

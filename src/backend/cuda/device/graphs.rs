@@ -31,6 +31,7 @@ pub(super) struct Shape {
     /// Of each path's work list; 0 where a path has none.
     pub(super) entries: [usize; 2],
     pub(super) normalize: bool,
+    pub(super) token_vectors: bool,
     /// Whether the pooling leaves tokens out.
     pub(super) leaves_out: bool,
 }
@@ -149,7 +150,7 @@ mod tests {
     use crate::backend::cuda::{Element, Gpu};
 
     fn shape(tokens: usize) -> Shape {
-        Shape { tokens, batch: 3, entries: [0, 12], normalize: true, leaves_out: false }
+        Shape { tokens, batch: 3, entries: [0, 12], normalize: true, token_vectors: false, leaves_out: false }
     }
 
     #[test]

@@ -189,13 +189,13 @@ impl CudaBackend {
                 workspace,
                 inputs: &inputs,
             };
-            forward.run(vectors, batch.normalize)
+            forward.run(vectors, batch.normalize, batch.token_vectors)
         };
         match shaped && self.graphs {
             true => slot.graphs.launch(shape, &device.compute, launch)?,
             false => launch()?,
         }
-        slot.download(device, batch.len() * self.desc.dim())
+        slot.download(device, result_len(&self.desc, batch))
     }
 }
 
@@ -223,9 +223,17 @@ fn allocate(
     }
 }
 
+/// Floats that a batch gives.
+fn result_len(desc: &ModelDesc, batch: &PackedBatch) -> usize {
+    match batch.token_vectors {
+        true => batch.total_tokens() * desc.hidden_size,
+        false => batch.len() * desc.dim(),
+    }
+}
+
 /// What [`allocate`] takes on the device.
 fn workspace_bytes(desc: &ModelDesc, tokens: usize) -> usize {
-    Workspace::bytes(desc, tokens) + IN_FLIGHT * Slot::bytes(tokens, desc.dim())
+    Workspace::bytes(desc, tokens) + IN_FLIGHT * Slot::bytes(desc, tokens)
 }
 
 impl Backend for CudaBackend {
@@ -274,9 +282,13 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
+    fn gives_token_vectors(&self) -> bool {
+        true
+    }
+
     fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
         let (slot, batch) = self.pending.pop_front().expect("a batch was submitted");
-        assert_eq!(out.len(), batch.len() * self.desc.dim(), "one vector per sequence");
+        assert_eq!(out.len(), result_len(&self.desc, &batch), "one vector per sequence or token");
         if !batch.is_empty() {
             let flops = batch.cu_seqlens.windows(2).map(|w| self.desc.flops((w[1] - w[0]) as usize)).sum();
             let Resident { slots, device, .. } = &mut *self.resident;

@@ -24,7 +24,7 @@ pub(super) struct Slot {
     staging: Pinned,
     /// What `staging` is copied to.
     inputs: Memory,
-    /// `[tokens, dim]` f32
+    /// `[tokens, dim]`, or `[tokens, hidden]` for token vectors, f32
     pub(super) vectors: Memory,
     results: Pinned,
     lists: WorkLists,
@@ -60,9 +60,14 @@ fn input_bytes(tokens: usize) -> usize {
     6 * 4 * (tokens + 1) + size_of::<Entry>() * (tokens + SPARE_ENTRIES) + ARRAYS * ALIGNMENT
 }
 
+/// Floats of a sequence's vector or of a token's, whichever has more.
+fn widest(desc: &ModelDesc) -> usize {
+    desc.dim().max(desc.hidden_size)
+}
+
 impl Slot {
     pub(super) fn new(device: &Opened, desc: &ModelDesc, tokens: usize) -> Called<Self> {
-        let (context, dim) = (&device.context, desc.dim());
+        let (context, dim) = (&device.context, widest(desc));
         Ok(Self {
             inputs: Memory::new(context, input_bytes(tokens))?,
             vectors: Memory::new(context, 4 * tokens * dim)?,
@@ -77,8 +82,8 @@ impl Slot {
     }
 
     /// Bytes on the device.
-    pub(super) fn bytes(tokens: usize, dim: usize) -> usize {
-        input_bytes(tokens) + 4 * tokens * dim
+    pub(super) fn bytes(desc: &ModelDesc, tokens: usize) -> usize {
+        input_bytes(tokens) + 4 * tokens * widest(desc)
     }
 
     /// Makes the work lists of the next batch; says what shape it has.
@@ -89,6 +94,7 @@ impl Slot {
             batch: batch.len(),
             entries: self.lists.lists().map(|list| list.entries.len()),
             normalize: batch.normalize,
+            token_vectors: batch.token_vectors,
             leaves_out: batch.skip_tokens > 0,
         }
     }
@@ -193,7 +199,7 @@ unsafe impl Zeroable for Entry {}
 
 /// Puts in what the kernel gives no value for: the maximum of no token is −∞; normalised, that is NaN beside zeros.
 pub(super) fn maximum_of_none(desc: &ModelDesc, batch: &PackedBatch, out: &mut [f32]) {
-    if batch.skip_tokens == 0 || !desc.pooling.contains(&Pooling::Max) {
+    if batch.token_vectors || batch.skip_tokens == 0 || !desc.pooling.contains(&Pooling::Max) {
         return;
     }
     for (i, row) in out.chunks_exact_mut(desc.dim()).enumerate() {

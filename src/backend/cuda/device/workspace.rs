@@ -30,8 +30,8 @@ pub(super) struct Workspace {
     pub(super) statistics: Option<[Memory; 2]>,
     /// What modules read and write. `[tokens, widest]` each; none without modules
     pub(super) modules: Vec<Memory>,
-    /// 0, 1, 2, …: as many sequences of one token. `[tokens + 1]`, with modules
-    pub(super) ones: Option<Memory>,
+    /// 0, 1, 2, …: as many sequences of one token. `[tokens + 1]`
+    pub(super) ones: Memory,
 }
 
 /// Elements of 16 bits that a token takes in [`Workspace::wide`].
@@ -58,16 +58,15 @@ impl Workspace {
         let bytes = |columns: usize| 2 * tokens * columns;
         let memory = |bytes: usize| Memory::new(&device.context, bytes);
         let h = desc.hidden_size;
-        let (mut modules, mut ones) = (Vec::new(), None);
+        let mut modules = Vec::new();
         if !desc.modules.is_empty() {
             for _ in 0..3 {
                 modules.push(memory(bytes(widest_vector(desc)))?);
             }
-            let counting: Vec<i32> = (0..=tokens).map(|i| i as i32).collect();
-            let memory = memory(4 * counting.len())?;
-            memory.write(0, &counting)?;
-            ones = Some(memory);
         }
+        let counting: Vec<i32> = (0..=tokens).map(|i| i as i32).collect();
+        let ones = memory(4 * counting.len())?;
+        ones.write(0, &counting)?;
         Ok(Self {
             x: memory(bytes(h))?,
             y: memory(bytes(h))?,
@@ -88,10 +87,13 @@ impl Workspace {
 
     /// What [`new`](Self::new) allocates.
     pub(super) fn bytes(desc: &ModelDesc, tokens: usize) -> usize {
-        let modules =
-            if desc.modules.is_empty() { 0 } else { 3 * 2 * widest_vector(desc) * tokens + 4 * (tokens + 1) };
+        let modules = if desc.modules.is_empty() { 0 } else { 3 * 2 * widest_vector(desc) * tokens };
         let statistics = if folds_layernorms(desc) { 2 * statistics_bytes(desc, tokens) } else { 0 };
-        2 * tokens * (3 * desc.hidden_size + wide_columns(desc)) + 4 * PARTIALS + statistics + modules
+        2 * tokens * (3 * desc.hidden_size + wide_columns(desc))
+            + 4 * PARTIALS
+            + statistics
+            + modules
+            + 4 * (tokens + 1)
     }
 
     /// For the statistics of the rows of `x` (0) or `y` (1); none where layernorms are not folded.
