@@ -360,7 +360,7 @@ fn graphs_give_the_bits_of_single_launches() {
             let rows: [&[usize]; 4] = [&[0], &[1], &[2, 3, 4], &[4, 0, 1]];
             let make = |i: usize| {
                 let skip_tokens = usize::from(i == 3);
-                PackedBatch { normalize: i % 2 == 0, skip_tokens, ..batch(rows[i], &seqs) }
+                PackedBatch { normalize: i.is_multiple_of(2), skip_tokens, ..batch(rows[i], &seqs) }
             };
             let before = graphs();
             let mut single = open(false);
