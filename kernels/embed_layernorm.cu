@@ -2,7 +2,8 @@
 //
 // Formula     out[t] = norm(word[id[t]] + position[pos[t]] + type[type_id[t]]), the sum from left to right in fp32, not
 //             rounded before the norm (rows.cuh: corrected two-pass)
-// Arguments   word [vocab, hidden], position [positions, hidden], type [types, hidden]: 16 bit; position and type may be null
+// Arguments   word [vocab, hidden], position [positions, hidden], type [types, hidden]: fp16, also where the rest is bf16;
+//             position and type may be null
 //             ids, position_ids, type_ids [total_tokens] int32 (the latter two unread where their table is null)
 //             gamma, beta [hidden] f32, each may be null (ones, zeros); eps
 //             norm: RowNormKind; ROW_AS_IT_IS stores the sum, gamma and beta unread
@@ -11,6 +12,9 @@
 //             host checks them, the kernel does not
 // Launch      _h512, _h1024: grid ceil(total_tokens / 4), 128 threads, a warp a row
 //             _h8192: grid total_tokens, 256 threads, a block a row. No dynamic shared memory
+// Tables      in fp16 always: as many bytes as bf16 and eight times as fine, and what is rounded here is the same at each
+//             place of a word, so that no average removes it. Their range is the host's care: the norm does not see a power of
+//             two that the three tables and the root of eps have in common
 // Bound by    memory: 2 hidden bytes written a token, and as much read from each table; the word rows come at random but
 //             are whole 128-byte lines; position and type rows stay in L2
 // Method      skip-layernorm as in TensorRT's and FasterTransformer's BERT; one launch instead of four
@@ -31,9 +35,9 @@ DEV void embed_layernorm(const half_t* word, const half_t* position, const half_
   load_row<VECTORS, WARPS>(raw_type, type ? type + (size_t)type_ids[token] * hidden : nullptr, hidden);
   griddep_launch();
   float x[VECTORS][VECTOR] = {};
-  add_row<T>(x, raw_word);
-  add_row<T>(x, raw_position);
-  add_row<T>(x, raw_type);
+  add_row<F16>(x, raw_word);
+  add_row<F16>(x, raw_position);
+  add_row<F16>(x, raw_type);
   RowScale s{0, 1};
   if (norm != ROW_AS_IT_IS) s = centre<VECTORS, WARPS>(x, hidden, eps, (RowNormKind)norm, scratch);
   store_scaled<T>(out + (size_t)token * hidden, x, hidden, s, lane_affine);

@@ -16,8 +16,9 @@
 // LayerNorm folded into the products on both of its sides (gpu-kernels design, "LayerNorm, folded by algebra"):
 //   LN(y) W^T + b = rstd (y (gamma (.) W)^T - mean colsum) + b', colsum[n] = sum_k gamma[k] W[n, k], b' = b + W beta.
 // The producer of y stores raw sums and their statistics (6), the next product reads raw y (1), and what uses LN(y) as its
-// residual recomputes it (4). `fold_layernorm` makes W', colsum and b'. No pass over the activations is left, but error
-// grows with |mean| / spread of a row, as 16-bit storage of y itself does; tests/kernels/gemm.cpp has the numbers.
+// residual recomputes it (4). The host makes W', colsum (of W' as rounded, so that a row's mean cancels) and b'. No pass over
+// the activations is left, but error grows with |mean| / spread of a row, as 16-bit storage of y itself does;
+// tests/kernels/gemm.cpp has the numbers.
 //
 // Statistics are kept for every 64 columns, whatever tile computed them, so they are the same bits for every tile:
 // row_stats is [m, ceil(n / 64), 2] f32. Merging groups by Chan, Golub and LeVeque, "Updating formulae and a pairwise

@@ -1,9 +1,10 @@
 //! What a caller may choose when loading a model.
 
 use crate::backend::cpu::Isa;
-use crate::backend::{DeviceChoice, Precision};
+use crate::backend::{DEFAULT_PATIENCE, DeviceChoice, Precision};
 use crate::model::Pooling;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 /// How to load a model. Everything but the model has a default.
 #[derive(Debug, Clone)]
@@ -13,6 +14,8 @@ pub struct Options {
     pub(crate) device: DeviceChoice,
     pub(crate) precision: Precision,
     pub(crate) batch_invariant: bool,
+    pub(crate) cuda_graphs: bool,
+    pub(crate) patience: Duration,
     pub(crate) isa: Option<Isa>,
     pub(crate) threads: Option<NonZeroUsize>,
     pub(crate) batch_tokens: Option<NonZeroUsize>,
@@ -54,6 +57,8 @@ impl Options {
             device: DeviceChoice::default(),
             precision: Precision::default(),
             batch_invariant: false,
+            cuda_graphs: true,
+            patience: DEFAULT_PATIENCE,
             isa: None,
             threads: None,
             batch_tokens: None,
@@ -91,6 +96,20 @@ impl Options {
     /// one order of summation whatever the batch). On the CPU it never does. Devices of several kinds are then refused.
     pub fn batch_invariant(mut self, batch_invariant: bool) -> Self {
         self.batch_invariant = batch_invariant;
+        self
+    }
+
+    /// Whether a GPU is given a small batch's kernels as one CUDA graph, which launches them sooner. Default: yes. The
+    /// vectors are the same to the bit.
+    pub fn cuda_graphs(mut self, cuda_graphs: bool) -> Self {
+        self.cuda_graphs = cuda_graphs;
+        self
+    }
+
+    /// How long a GPU may take for a batch, beyond a hundred times what the batch should take. Then it is taken to hang, and
+    /// as lost: [`Error::DeviceLost`](crate::Error::DeviceLost), or its work goes to the others. Default: 60 s.
+    pub fn device_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 

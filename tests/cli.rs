@@ -422,7 +422,7 @@ fn costs_are_predicted_without_model_and_gpu() {
     assert_eq!(json["predicted"], true);
     assert_eq!(json["gpus"].as_array().unwrap().len(), 1);
     let networks = json["gpus"][0]["networks"].as_array().unwrap();
-    // two shapes, a full batch and one sequence, as it is, with norms folded, batch-invariant
+    // two shapes, a full batch and one sequence, as it is, with norms apart, batch-invariant
     assert_eq!(networks.len(), 2 * 2 * 3);
     for network in networks {
         let kernels = network["kernels"].as_array().unwrap();

@@ -6,6 +6,7 @@ use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{ModelDesc, Weights};
 use crate::threads::Threads;
+use std::time::Duration;
 
 mod choice;
 pub mod cpu;
@@ -17,6 +18,8 @@ pub use choice::{Device, DeviceChoice, Precision};
 /// Tokens of one batch for each thread: enough tiles of a few hundred tokens that no thread waits for long.
 const BATCH_TOKENS_PER_THREAD: usize = 4096;
 const MIN_BATCH_TOKENS: usize = 8192;
+/// Long enough for whatever a driver does at first, and for a machine that is busy with something else.
+pub(crate) const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One loaded model on one device. Owned by one thread at a time.
 ///
@@ -88,12 +91,24 @@ pub struct BackendOptions {
     pub precision: Precision,
     /// A text's vector must not depend, to the bit, on its batch, also where a device is faster otherwise.
     pub batch_invariant: bool,
+    /// On a GPU, launch a small batch's kernels as one graph. The vectors are the same to the bit.
+    pub cuda_graphs: bool,
+    /// What a GPU may take for a batch beyond a hundred times what it should; then it is taken to hang, and lost.
+    pub patience: Duration,
 }
 
 impl BackendOptions {
     /// Everything but the threads at its default.
     pub fn new(threads: Threads) -> Self {
-        Self { threads, max_tokens: None, isa: None, precision: Precision::Auto, batch_invariant: false }
+        Self {
+            threads,
+            max_tokens: None,
+            isa: None,
+            precision: Precision::Auto,
+            batch_invariant: false,
+            cuda_graphs: true,
+            patience: DEFAULT_PATIENCE,
+        }
     }
 
     /// Tokens of one batch for a backend that computes on the threads.

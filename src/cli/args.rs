@@ -83,6 +83,9 @@ pub(crate) struct ModelArgs {
     /// A text's vector never depends on the texts beside it, to the bit, also on a GPU, where that costs speed
     #[arg(long, env = "BERTHIER_BATCH_INVARIANT", help_heading = MODEL)]
     pub(crate) batch_invariant: bool,
+    /// Launch each CUDA kernel by itself, also where a small batch's would go as one graph; for tools that look at kernels
+    #[arg(long, env = "BERTHIER_NO_CUDA_GRAPHS", help_heading = MODEL)]
+    pub(crate) no_cuda_graphs: bool,
     /// Instruction set of the CPU kernels: portable, avx2 or avx512; asks for the CPU where --device is auto
     /// [default: the best there is]
     #[arg(long, env = "BERTHIER_ISA", help_heading = MODEL)]
@@ -106,7 +109,8 @@ impl ModelArgs {
         let mut options = Options::new(name)
             .device(self.device.clone())
             .precision(self.precision)
-            .batch_invariant(self.batch_invariant);
+            .batch_invariant(self.batch_invariant)
+            .cuda_graphs(!self.no_cuda_graphs);
         if let Some(isa) = self.isa {
             options = options.isa(isa);
         }

@@ -143,6 +143,8 @@ impl Embedder {
             isa: options.isa,
             precision: options.precision,
             batch_invariant: options.batch_invariant,
+            cuda_graphs: options.cuda_graphs,
+            patience: options.patience,
             ..BackendOptions::new(threads.clone())
         };
         let opened = open(&desc, &model.weights, &backend_options)?;

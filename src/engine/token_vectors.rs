@@ -19,7 +19,8 @@ impl Embedder {
     /// `output_value="token_embeddings"`. Neither the pooling nor a module behind it, a truncated dimension or
     /// normalisation changes them; a prompt and the length limit do, as they change the tokens.
     ///
-    /// A text's vectors do not depend, to the bit, on the texts beside it.
+    /// A text's vectors do not depend, to the bit, on the texts beside it; on a GPU only where
+    /// [`batch_invariant`](crate::Options::batch_invariant) asks for that.
     ///
     /// ```no_run
     /// # let embedder = berthier::Embedder::load(berthier::Options::new("model"))?;

@@ -5,12 +5,14 @@ use crate::stand_in::on_stand_in;
 use berthier::backend::{Device, DeviceChoice, Precision};
 use berthier::{Embedder, Embeddings, Options};
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 /// A model of the fixtures with a head of 32, one or two sentences a batch.
 fn load(device: impl Into<DeviceChoice>) -> Embedder {
     let dir = fixtures().join("tiny/no-modules/model");
     let options = Options::new(dir.to_str().expect("a UTF-8 path"));
     let options = options.device(device).batch_invariant(true).batch_tokens(NonZeroUsize::MIN);
+    let options = options.device_patience(Duration::from_secs(1));
     Embedder::load(options).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -53,6 +55,20 @@ fn a_device_lost_on_the_way_leaves_its_batches_to_the_other() {
         assert!(failures.len() == 1 && failures[0].contains("CUDA_ERROR_UNKNOWN"), "{failures:?}");
         assert_near(&got, &load(Device::Cpu).embed(&texts()).unwrap());
         // and goes on without it
+        assert_near(&cuda.embed(&texts()).unwrap(), &got);
+    });
+}
+
+#[test]
+fn a_device_that_hangs_leaves_its_batches_to_the_other() {
+    let name = "embedder::a_device_that_hangs_leaves_its_batches_to_the_other";
+    let switches = [("BERTHIER_EMU_DEVICES", "2"), ("BERTHIER_EMU_HANG_DEVICE", "100")];
+    on_stand_in(name, &switches, || {
+        let cuda = load(DeviceChoice::Cuda);
+        let got = cuda.embed(&texts()).unwrap();
+        let failures = cuda.device_failures();
+        assert!(failures.len() == 1 && failures[0].contains("it hangs"), "{failures:?}");
+        assert_near(&got, &load(Device::Cpu).embed(&texts()).unwrap());
         assert_near(&cuda.embed(&texts()).unwrap(), &got);
     });
 }

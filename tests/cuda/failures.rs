@@ -6,6 +6,7 @@ use berthier::backend::{Backend, BackendOptions, Device, Precision, cuda_devices
 use berthier::model::{ModelDesc, Positions, Tensor, Weights};
 use berthier::{Error, Threads};
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
 fn options() -> BackendOptions {
     BackendOptions::new(Threads::new(NonZeroUsize::new(1)).unwrap())
@@ -93,6 +94,31 @@ fn a_precision_without_kernels_is_refused() {
     });
 }
 
+/// A kernel that does not end: an error when the time is over, not before, and nothing that waits for the device is called
+/// afterwards, where the stand-in would end this process.
+#[test]
+fn a_device_that_hangs_is_an_error() {
+    let launches = (models::LAUNCHES + models::LAUNCHES / 2).to_string();
+    let switches = [("BERTHIER_EMU_HANG_DEVICE", &launches[..])];
+    on_stand_in("failures::a_device_that_hangs_is_an_error", &switches, || {
+        let desc = desc();
+        let patience = Duration::from_millis(700);
+        let options =
+            BackendOptions { batch_invariant: true, precision: Precision::Fp16, patience, ..options() };
+        let mut backend = open_small(&options).unwrap();
+        let batch = || models::batch(&[0, 1], &models::sequences(&[5, 2], &desc));
+        let good = models::run(&mut *backend, batch(), desc.dim());
+        assert!(good.iter().all(|v| v.is_finite()));
+        let mut out = vec![0.0; good.len()];
+        let start = Instant::now();
+        backend.submit(batch()).unwrap();
+        let error = backend.collect(&mut out).expect_err("it never ends");
+        assert!(start.elapsed() >= patience, "{:?}", start.elapsed());
+        let Error::DeviceLost { device, message } = &error else { panic!("{error}") };
+        assert!(device.starts_with("cuda:0") && message.contains("it hangs"), "{error}");
+    });
+}
+
 /// 24 MB hold this model and some hundred tokens, but not the sixteen thousand that would fill the GPU.
 #[test]
 fn little_memory_makes_batches_smaller() {
@@ -120,7 +146,7 @@ fn too_little_memory_says_how_much_is_needed() {
 /// Whichever allocation of all is the one that fails: an error or a smaller budget, never a panic.
 #[test]
 fn any_allocation_may_fail() {
-    for n in 1..=12 {
+    for n in 1..=17 {
         let n = n.to_string();
         on_stand_in("failures::any_allocation_may_fail", &[("BERTHIER_EMU_FAIL_ALLOCATION", &n)], || {
             match open_small(&options()) {

@@ -13,8 +13,8 @@ use std::num::NonZeroUsize;
 /// Of fp16, and of bf16 in its place: eight times as coarse.
 const TOLERANCE: f32 = 4e-3;
 const BF16_TOLERANCE: f32 = 8.0 * TOLERANCE;
-/// Kernels of a batch of [`desc`] whose sequences are all short: embedding, two layers of seven, pooling.
-pub(crate) const LAUNCHES: usize = 1 + 2 * 7 + 1;
+/// Kernels of a batch of [`desc`] whose sequences are all short: embedding, two layers of five, last layernorm, pooling.
+pub(crate) const LAUNCHES: usize = 1 + 2 * 5 + 2;
 
 /// Two layers of width 64, two heads of 32.
 pub(crate) fn desc() -> ModelDesc {
@@ -164,11 +164,54 @@ fn architectures_match_reference() {
             ModelDesc { positions: pad, attention_bias: bias, type_vocab_size: 0, ..base.clone() },
             ModelDesc { embedding_size: Some(24), layer_weights: groups, ..base.clone() },
             ModelDesc { attention_span: span, ..base.clone() },
+            // as large as the variance of what it is added to, so that its scale shows
+            ModelDesc { layer_norm_eps: 3e-3, ..base.clone() },
             ModelDesc { attention_bias: AttentionBias::Alibi, positions: Positions::None, ..base.clone() },
             ModelDesc { feed_forward: FeedForward::Gated, ..base.clone() },
             ModelDesc { feed_forward: FeedForward::Gated, hidden_act: Activation::Silu, ..base.clone() },
         ] {
             check(&desc);
+        }
+    });
+}
+
+/// Vectors of all tokens, of a model that has fewer columns behind the pooling, one that has more, and one whose layernorms
+/// are kernels of their own.
+#[test]
+fn token_vectors_match_reference() {
+    on_stand_in("models::token_vectors_match_reference", &[], || {
+        let dense = Dense { out_features: 24, bias: true, activation: None, use_residual: false };
+        let shared = LayerWeights::Shared(LayerGroups { groups: 1, inner: 1 });
+        for desc in [
+            ModelDesc { modules: vec![Module::Dense(dense)], ..desc() },
+            ModelDesc { pooling: vec![Pooling::Mean, Pooling::Max], ..desc() },
+            ModelDesc { layer_weights: shared, ..desc() },
+        ] {
+            let seqs = sequences(&[2, 9, 70, 3], &desc);
+            let run_tokens = |device: Device| {
+                let mut backend = backend(device, &desc, Precision::Auto, true);
+                assert!(backend.gives_token_vectors());
+                // sentence vectors before and behind, so that neither is taken for the other
+                let sentences = run(&mut *backend, batch(&[0, 1, 2, 3], &seqs), desc.dim());
+                let mut found = Vec::new();
+                for _ in 0..5 {
+                    let tokens =
+                        PackedBatch { token_vectors: true, skip_tokens: 3, ..batch(&[0, 1, 2, 3], &seqs) };
+                    let mut out = vec![f32::NAN; 84 * desc.hidden_size];
+                    backend.submit(tokens).unwrap();
+                    backend.collect(&mut out).unwrap();
+                    found.push(out);
+                }
+                assert!(found.iter().all(|other| bits(other) == bits(&found[0])));
+                assert_eq!(run(&mut *backend, batch(&[0, 1, 2, 3], &seqs), desc.dim()), sentences);
+                found.remove(0)
+            };
+            let (got, want) = (run_tokens(Device::Cuda(0)), run_tokens(Device::Reference));
+            let largest = want.iter().fold(0f32, |a, v| a.max(v.abs()));
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                let (token, column) = (i / desc.hidden_size, i % desc.hidden_size);
+                assert!((g - w).abs() <= TOLERANCE * largest, "token {token}, column {column}: {g}, {w}");
+            }
         }
     });
 }
@@ -279,6 +322,63 @@ fn devices_of_a_kind_give_the_same_bits() {
         for rows in [&[0usize][..], &[2, 1, 0]] {
             let got = run(&mut *a, batch(rows, &seqs), desc.dim());
             assert_eq!(bits(&got), bits(&run(&mut *b, batch(rows, &seqs), desc.dim())));
+        }
+    });
+}
+
+/// Small batches that come again are replayed from a graph: with the bits of kernels launched one by one, filled up to a shape
+/// or not, whichever of the two slots they meet, and with other batches of the same shape in between.
+#[test]
+fn graphs_give_the_bits_of_single_launches() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-graphs.txt");
+    let name = "models::graphs_give_the_bits_of_single_launches";
+    on_stand_in(name, &[("BERTHIER_EMU_TRACE", trace)], || {
+        let _ = std::fs::remove_file(trace);
+        let graphs = || std::fs::read_to_string(trace).unwrap_or_default().matches("graph of").count();
+        let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
+        let pooling = vec![Pooling::Mean, Pooling::Cls];
+        let modules = vec![Module::Dense(Dense {
+            out_features: 24,
+            bias: true,
+            activation: Some(Activation::Tanh),
+            use_residual: false,
+        })];
+        for desc in [deep(), ModelDesc { pooling, modules, ..desc() }] {
+            let open = |cuda_graphs| {
+                let precision = Precision::Fp16;
+                let max_tokens = Some(512);
+                let options = BackendOptions {
+                    precision,
+                    max_tokens,
+                    cuda_graphs,
+                    ..BackendOptions::new(threads.clone())
+                };
+                open(Device::Cuda(0), &desc, &Weights::random(&desc, 7), &options).unwrap()
+            };
+            // the first two have one shape; 40, 100 and 17 tokens take both attention kernels
+            let seqs = sequences(&[5, 7, 40, 100, 17], &desc);
+            let rows: [&[usize]; 4] = [&[0], &[1], &[2, 3, 4], &[4, 0, 1]];
+            let make = |i: usize| {
+                let skip_tokens = usize::from(i == 3);
+                PackedBatch { normalize: i.is_multiple_of(2), skip_tokens, ..batch(rows[i], &seqs) }
+            };
+            let before = graphs();
+            let mut single = open(false);
+            let want: Vec<_> = (0..4).map(|i| bits(&run(&mut *single, make(i), desc.dim()))).collect();
+            for i in [0, 0, 0, 0] {
+                assert_eq!(bits(&run(&mut *single, make(i), desc.dim())), want[i]);
+            }
+            assert_eq!(graphs(), before, "none was asked for");
+            let mut recorded = open(true);
+            let mut replayed = Vec::new();
+            for i in [0, 0, 1, 1, 0, 0, 2, 3, 2, 3, 2, 3, 1, 0, 2, 3] {
+                let before = graphs();
+                assert_eq!(bits(&run(&mut *recorded, make(i), desc.dim())), want[i], "batch {i}");
+                replayed.push(graphs() > before);
+            }
+            // each shape in each slot: first met, then recorded and launched
+            assert_eq!(replayed[..6], [false, false, false, false, true, true], "{replayed:?}");
+            assert!(replayed[8..].iter().all(|&r| r), "{replayed:?}");
         }
     });
 }

@@ -66,6 +66,26 @@ template <> struct Element<BF16> { static constexpr const char* name = "bf16"; s
 // A number as it comes back from 16-bit storage.
 template <class T> static inline float round16(float x) { return T::to_f32(T::from_f32(x)); }
 
+// The weights [n, k] of a product that its input's layernorm is folded into, as kernels/epilogue.cuh wants them.
+template <class T> struct Folded {
+  std::vector<half_t> w;
+  std::vector<float> colsum, bias;
+  Folded(const std::vector<float>& plain, const std::vector<float>& gamma, const std::vector<float>& beta, const std::vector<float>& plain_bias) {
+    size_t k = gamma.size();
+    for (size_t row = 0; row < plain_bias.size(); row++) {
+      double sum = 0, shifted = plain_bias[row];
+      for (size_t i = 0; i < k; i++) {
+        float v = plain[row * k + i];
+        w.push_back(T::from_f32(v * gamma[i]));
+        sum += T::to_f32(w.back());
+        shifted += (double)v * beta[i];
+      }
+      colsum.push_back((float)sum);
+      bias.push_back((float)shifted);
+    }
+  }
+};
+
 // ---- random data: the same on every machine, by a case's own seed ---------------------------------------------------
 class Random {
  public:

@@ -19,8 +19,9 @@ static const Variant& narrowest(int hidden) {
 struct Tables { std::vector<half_t> word, position, type; std::vector<float> gamma, beta; int hidden; };
 struct Tokens { std::vector<int> ids, positions, types; };
 
-template <class T> static Tables random_tables(int hidden, int vocab, int positions, Random& r) {
-  return {r.normals16<T>((size_t)vocab * hidden, 0.05f), r.normals16<T>((size_t)positions * hidden, 0.03f), r.normals16<T>(2 * hidden, 0.03f),
+// fp16, whatever the element type of the output.
+static Tables random_tables(int hidden, int vocab, int positions, Random& r) {
+  return {r.normals16<F16>((size_t)vocab * hidden, 0.05f), r.normals16<F16>((size_t)positions * hidden, 0.03f), r.normals16<F16>(2 * hidden, 0.03f),
           r.normals(hidden, 0.3f, 1), r.normals(hidden, 0.2f), hidden};
 }
 // The first and the last row of every table among them.
@@ -53,8 +54,8 @@ template <class T> static void matches_reference(const Tables& tables, const Tok
            spec.beta ? beta.data() : nullptr, to, count, hidden, spec.eps, (int)spec.kind);
   };
   run(0, n, out.data());
-  std::vector<double> a = gather(widen16<T>(tables.word), tokens.ids, hidden), b = gather(widen16<T>(tables.position), tokens.positions, hidden),
-                      c = gather(widen16<T>(tables.type), tokens.types, hidden), got = widen16<T>(out);
+  std::vector<double> a = gather(widen16<F16>(tables.word), tokens.ids, hidden), b = gather(widen16<F16>(tables.position), tokens.positions, hidden),
+                      c = gather(widen16<F16>(tables.type), tokens.types, hidden), got = widen16<T>(out);
   References ref =
       layernorm_references<T>({&a, which.position ? &b : nullptr, which.type ? &c : nullptr}, n, tables.gamma, tables.beta, spec);
   check_error("", got, ref.naive, ref.exact, output_rounding<T>(ref.exact));
@@ -70,13 +71,13 @@ template <class T> static void matches_reference(const Tables& tables, const Tok
 }
 template <class T> static void random_case(int n, int hidden, NormSpec spec, Which which, const Variant& v) {
   Random r(case_seed);
-  Tables tables = random_tables<T>(hidden, 97, 40, r);
+  Tables tables = random_tables(hidden, 97, 40, r);
   matches_reference<T>(tables, random_tokens(n, 97, 40, r), spec, which, v);
 }
 template <class T> static void real_tables() {
   auto& w = Weights::get();
-  Tables t{w.tensor16<T>("embeddings.word_embeddings.weight"), w.tensor16<T>("embeddings.position_embeddings.weight"),
-           w.tensor16<T>("embeddings.token_type_embeddings.weight"), w.tensor("embeddings.LayerNorm.weight").values,
+  Tables t{w.tensor16<F16>("embeddings.word_embeddings.weight"), w.tensor16<F16>("embeddings.position_embeddings.weight"),
+           w.tensor16<F16>("embeddings.token_type_embeddings.weight"), w.tensor("embeddings.LayerNorm.weight").values,
            w.tensor("embeddings.LayerNorm.bias").values, 384};
   Random r(case_seed);
   matches_reference<T>(t, random_tokens(129, 30522, 512, r), {}, {}, variants[0]);

@@ -238,9 +238,9 @@ template <class T> class Encoder {
  public:
   explicit Encoder(Setting setting, int layers = LAYERS) : setting_(setting), tile_(&tile_of(setting.tile_rows)) {
     const PlainModel& m = PlainModel::get();
-    word_ = to16(m.word);
-    position_ = to16(m.position);
-    type_ = to16(m.type);
+    word_ = to16<F16>(m.word);
+    position_ = to16<F16>(m.position);
+    type_ = to16<F16>(m.type);
     gamma_ = to32(m.gamma);
     beta_ = to32(m.beta);
     for (int l = 0; l < layers; l++) {
@@ -266,7 +266,7 @@ template <class T> class Encoder {
   void use_tile(int rows) { tile_ = &tile_of(rows); }
   void spoil_word(int id) {  // its embedding becomes NaN
     std::vector<half_t> table = word_->values();
-    for (int c = 0; c < HIDDEN; c++) table[(size_t)id * HIDDEN + c] = T::from_f32(NAN);
+    for (int c = 0; c < HIDDEN; c++) table[(size_t)id * HIDDEN + c] = F16::from_f32(NAN);
     word_.reset(new Guarded<half_t>(table, "word embeddings"));
   }
 
@@ -315,7 +315,7 @@ template <class T> class Encoder {
     }
     if (raw) {
       DeviceLayer<T>& last = layers_.back();
-      launch(pick(layernorm_from_stats_f16, layernorm_from_stats_bf16), {ceil_div(rows_, 8)}, {256}, 0, x.data(), x_stats.data(),
+      launch(pick(layernorm_from_stats_f16, layernorm_from_stats_bf16), {ceil_div(rows_, FROM_STATS_WARPS)}, {32 * FROM_STATS_WARPS}, 0, x.data(), x_stats.data(),
              last.gamma[1]->data(), last.beta[1]->data(), x.data(), rows_, HIDDEN, EPS);
     }
     unsigned sequences = (unsigned)batch.size();
@@ -328,9 +328,9 @@ template <class T> class Encoder {
 
  private:
   template <class K> static K* pick(K* f16, K* bf16) { return std::is_same<T, F16>::value ? f16 : bf16; }
-  static std::unique_ptr<Guarded<half_t>> to16(const std::vector<float>& v) {
+  template <class Stored = T> static std::unique_ptr<Guarded<half_t>> to16(const std::vector<float>& v) {
     std::vector<half_t> h(v.size());
-    for (size_t i = 0; i < v.size(); i++) h[i] = T::from_f32(v[i]);
+    for (size_t i = 0; i < v.size(); i++) h[i] = Stored::from_f32(v[i]);
     return std::unique_ptr<Guarded<half_t>>(new Guarded<half_t>(h, "a weight"));
   }
   static std::unique_ptr<Guarded<float>> to32(const std::vector<float>& v) { return std::unique_ptr<Guarded<float>>(new Guarded<float>(v, "a vector")); }
@@ -338,13 +338,8 @@ template <class T> class Encoder {
   DeviceMatrix<T> matrix(const std::vector<float>& w, const std::vector<float>& bias, const std::vector<float>* gamma, const std::vector<float>* beta) {
     int n = (int)bias.size(), k = (int)(w.size() / bias.size());
     if (!gamma) return {to16(w), to32(bias), nullptr, n, k};
-    Guarded<float> plain(w, "w"), b(bias, "bias"), g(*gamma, "gamma"), s(*beta, "beta");
-    DeviceMatrix<T> m{std::unique_ptr<Guarded<half_t>>(new Guarded<half_t>(w.size(), "w_folded")),
-                      std::unique_ptr<Guarded<float>>(new Guarded<float>(n, "bias_folded")),
-                      std::unique_ptr<Guarded<float>>(new Guarded<float>(n, "colsum")), n, k};
-    launch(pick(fold_layernorm_f16, fold_layernorm_bf16), {ceil_div(n, FOLD_WARPS)}, {32 * FOLD_WARPS}, 0, plain.data(), g.data(), s.data(), b.data(),
-           m.w->data(), m.colsum->data(), m.bias->data(), n, k);
-    return m;
+    Folded<T> folded(w, *gamma, *beta, bias);
+    return {std::unique_ptr<Guarded<half_t>>(new Guarded<half_t>(folded.w, "w_folded")), to32(folded.bias), to32(folded.colsum), n, k};
   }
   static Epilogue plain_residual(const Guarded<half_t>& residual) {
     Epilogue e{};

@@ -19,8 +19,6 @@ NARROW = [
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
     ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),
-    ("fold_layernorm_.*", "LDG.32", 1, "the bias of a row of weights, at load"),
-    ("fold_layernorm_.*", "STG.32", 2, "the same, folded, and the sum of the row"),
 ]
 # Products are made by these: mma.sync from what ldmatrix read.
 TENSOR = re.compile(r"(gemm|attention)_")

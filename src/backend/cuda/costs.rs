@@ -7,7 +7,7 @@ use super::estimate::Estimate;
 use super::gpu::Gpu;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
-use crate::model::{Activation, ModelDesc};
+use crate::model::{Activation, LayerWeights, ModelDesc, Norms};
 
 /// The sizes of an encoder that its cost depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct EncoderShape {
     pub activation: bool,
     /// Whether vectors are normalised.
     pub normalize: bool,
+    /// Whether layernorms can be folded into the products around them.
+    pub folds_layernorms: bool,
 }
 
 impl EncoderShape {
@@ -48,6 +50,7 @@ impl EncoderShape {
             num_attention_heads,
             activation: true,
             normalize: true,
+            folds_layernorms: true,
         })
     }
 
@@ -61,6 +64,7 @@ impl EncoderShape {
             num_attention_heads: desc.num_attention_heads,
             activation: desc.hidden_act != Activation::Relu,
             normalize: desc.normalize,
+            folds_layernorms: folds_layernorms(desc),
         }
     }
 
@@ -93,8 +97,17 @@ impl EncoderShape {
 pub struct Choices {
     /// No split-K: bits do not depend on the number of tokens in a batch.
     pub batch_invariant: bool,
-    /// Layernorms folded into the products around them, instead of a kernel each.
-    pub folded_layernorm: bool,
+    /// A kernel for each layernorm, also where they could be folded into the products around them.
+    pub separate_layernorms: bool,
+}
+
+/// Whether layernorms are folded into the products that follow them. Not where layers share their weights: the first one's
+/// input has been normalised, the others' has not, and weights are folded for one or the other.
+pub(super) fn folds_layernorms(desc: &ModelDesc) -> bool {
+    match (desc.norms, desc.layer_weights) {
+        (Norms::Post, LayerWeights::Own) => true,
+        (Norms::Post, LayerWeights::Shared(_)) | (Norms::PostQueryKey | Norms::Pre, _) => false,
+    }
 }
 
 /// One kernel of a network.
@@ -172,7 +185,7 @@ pub fn network(
 ) -> Option<Network> {
     let (h, inner, layers) = (shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers);
     let total_tokens = batch * seqlen;
-    let folded = choices.folded_layernorm;
+    let folded = shape.folds_layernorms && !choices.separate_layernorms;
     let mut steps = Vec::new();
     // of a product, the kernel's name ends in " / " and the number of parts
     let mut push = |role, kernel: String, of_layer, estimate| {
@@ -271,9 +284,10 @@ mod tests {
             let table = table(gpu);
             for shape in EncoderShape::KNOWN.map(|name| EncoderShape::known(name).unwrap()) {
                 for seqlen in [1, 16, 32, 128, 512] {
-                    for (batch_invariant, folded_layernorm) in [(false, false), (true, false), (false, true)]
+                    for (batch_invariant, separate_layernorms) in
+                        [(false, false), (true, false), (false, true)]
                     {
-                        let choices = Choices { batch_invariant, folded_layernorm };
+                        let choices = Choices { batch_invariant, separate_layernorms };
                         let one = network(&table, &shape, 1, seqlen, choices).unwrap();
                         let many = network(&table, &shape, 64, seqlen, choices).unwrap();
                         assert!(

@@ -76,7 +76,7 @@ pub const TIE: f64 = 1.005;
 pub const SPLITK_REDUCE: &str = "splitk_reduce";
 
 /// What follows a product before its result is stored, as far as its time depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EpilogueKind {
     /// An activation other than ReLU.
     pub activation: bool,

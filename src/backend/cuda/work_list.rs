@@ -90,6 +90,72 @@ pub struct AttentionLaunch {
     pub estimate: Estimate,
 }
 
+impl AttentionTile {
+    /// Blocks for so many entries.
+    pub(super) fn grid(&self, entries: usize, num_heads: usize) -> usize {
+        entries / self.tiles_of_block * num_heads.div_ceil(self.heads)
+    }
+}
+
+/// The work lists of a batch, and what they are made in: filled again and again without an allocation.
+#[derive(Debug)]
+pub(super) struct WorkLists {
+    /// Start and tokens of each sequence, the longer ones first.
+    sequences: Vec<(usize, usize)>,
+    /// How many of them are too long for the short path.
+    long: usize,
+    stream: (&'static AttentionTile, Vec<Entry>),
+    short: (&'static AttentionTile, Vec<Entry>),
+}
+
+/// The part of a batch that one path computes; nothing if it has no entries.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WorkList<'a> {
+    pub(super) tile: &'static AttentionTile,
+    /// A multiple of `tiles_of_block` long.
+    pub(super) entries: &'a [Entry],
+    sequences: &'a [(usize, usize)],
+}
+
+impl WorkLists {
+    /// Empty ones; `None` for a head size that there is no kernel for.
+    pub(super) fn new(head_dim: usize) -> Option<Self> {
+        let kernel =
+            |path: &str| ATTENTION_TILES.iter().find(|t| t.head_dim == head_dim && t.name.contains(path));
+        let path = |path| kernel(path).map(|tile| (tile, Vec::new()));
+        Some(Self { sequences: Vec::new(), long: 0, stream: path("stream")?, short: path("short")? })
+    }
+
+    /// Makes them those of a batch.
+    ///
+    /// # Panics
+    /// As [`attention`].
+    pub(super) fn fill(&mut self, cu_seqlens: &[u32]) {
+        self.sequences.clear();
+        self.sequences.extend(cu_seqlens.windows(2).map(|pair| {
+            assert!(pair[0] < pair[1] && pair[1] <= i32::MAX as u32, "a sequence has a token: {pair:?}");
+            (pair[0] as usize, (pair[1] - pair[0]) as usize)
+        }));
+        self.sequences.sort_unstable_by_key(|&(start, tokens)| (std::cmp::Reverse(tokens), start));
+        self.long = self.sequences.partition_point(|&(_, tokens)| tokens > SHORT_TOKENS);
+        let (long, brief) = self.sequences.split_at(self.long);
+        let (tile, entries) = &mut self.stream;
+        entries.clear();
+        entries.extend(long.iter().flat_map(|&sequence| entries_of(sequence, tile.query_rows)));
+        self.short.1.clear();
+        short_entries(brief, &mut self.short.1);
+    }
+
+    /// The path of long sequences, and that of short ones.
+    pub(super) fn lists(&self) -> [WorkList<'_>; 2] {
+        let (long, brief) = self.sequences.split_at(self.long);
+        [
+            WorkList { tile: self.stream.0, entries: &self.stream.1, sequences: long },
+            WorkList { tile: self.short.0, entries: &self.short.1, sequences: brief },
+        ]
+    }
+}
+
 /// The launches for a batch: one for each path that has a sequence, the longer sequences first. `None` for a head size
 /// that there is no kernel for.
 ///
@@ -101,36 +167,15 @@ pub fn attention(
     num_heads: usize,
     head_dim: usize,
 ) -> Option<Vec<AttentionLaunch>> {
-    let kernel =
-        |path: &str| ATTENTION_TILES.iter().find(|t| t.head_dim == head_dim && t.name.contains(path));
-    let (short, stream) = (kernel("short")?, kernel("stream")?);
-    let mut sequences: Vec<(usize, usize)> = cu_seqlens
-        .windows(2)
-        .map(|pair| {
-            assert!(pair[0] < pair[1] && pair[1] <= i32::MAX as u32, "a sequence has a token: {pair:?}");
-            (pair[0] as usize, (pair[1] - pair[0]) as usize)
-        })
-        .collect();
-    sequences.sort_by_key(|&(_, tokens)| std::cmp::Reverse(tokens)); // stable
-    let (long, brief) = sequences.split_at(sequences.partition_point(|&(_, tokens)| tokens > SHORT_TOKENS));
-    let mut launches = Vec::new();
-    if !long.is_empty() {
-        launches.push(launch(table, stream, stream_entries(long, stream.query_rows), long, num_heads));
-    }
-    if !brief.is_empty() {
-        launches.push(launch(table, short, short_entries(brief), brief, num_heads));
-    }
-    Some(launches)
+    let mut lists = WorkLists::new(head_dim)?;
+    lists.fill(cu_seqlens);
+    let used = lists.lists().into_iter().filter(|list| !list.entries.is_empty());
+    Some(used.map(|list| launch(table, list, num_heads)).collect())
 }
 
-/// An entry at every `query_rows`-th query of each sequence.
-fn stream_entries(sequences: &[(usize, usize)], query_rows: usize) -> Vec<Entry> {
-    sequences.iter().flat_map(|&sequence| entries_of(sequence, query_rows)).collect()
-}
-
-/// An entry at every 16th query, a sequence's side by side in one group of four: the longest sequence that is left, then
-/// whatever longest ones fit beside it. `sequences` fall in length.
-fn short_entries(sequences: &[(usize, usize)]) -> Vec<Entry> {
+/// Appends an entry at every 16th query, a sequence's side by side in one group of four: the longest sequence that is left,
+/// then whatever longest ones fit beside it. `sequences` fall in length.
+fn short_entries(sequences: &[(usize, usize)], entries: &mut Vec<Entry>) {
     // by the entries that they take: four, three, two, one
     let mut by_slots: [&[(usize, usize)]; SLOTS] = [&[]; SLOTS];
     let mut left = sequences;
@@ -138,7 +183,6 @@ fn short_entries(sequences: &[(usize, usize)]) -> Vec<Entry> {
         let end = left.partition_point(|&(_, tokens)| tokens > slots * SLOT_ROWS);
         (*queue, left) = left.split_at(end);
     }
-    let mut entries = Vec::with_capacity(2 * sequences.len());
     loop {
         let mut free = SLOTS;
         while let Some(slots) = (1..=free).rev().find(|slots| !by_slots[slots - 1].is_empty()) {
@@ -148,7 +192,7 @@ fn short_entries(sequences: &[(usize, usize)]) -> Vec<Entry> {
             free -= slots;
         }
         if free == SLOTS {
-            return entries;
+            return;
         }
         entries.resize(entries.len().next_multiple_of(SLOTS), Entry::default());
     }
@@ -163,15 +207,9 @@ fn entries_of((start, tokens): (usize, usize), query_rows: usize) -> impl Iterat
     })
 }
 
-fn launch(
-    table: &TileTable,
-    tile: &'static AttentionTile,
-    entries: Vec<Entry>,
-    sequences: &[(usize, usize)],
-    num_heads: usize,
-) -> AttentionLaunch {
-    let groups = entries.len() / tile.tiles_of_block;
-    let grid = groups * num_heads.div_ceil(tile.heads);
+fn launch(table: &TileTable, list: WorkList<'_>, num_heads: usize) -> AttentionLaunch {
+    let WorkList { tile, entries, sequences } = list;
+    let grid = tile.grid(entries.len(), num_heads);
     let tokens: usize = sequences.iter().map(|s| s.1).sum();
     let squares: f64 = sequences.iter().map(|s| (s.1 * s.1) as f64).sum();
     let hidden = num_heads * tile.head_dim;
@@ -202,7 +240,7 @@ fn launch(
             traffic: Traffic::of(8.0 * (tokens * hidden) as f64, table.fits_l2(8 * tokens * hidden)),
         },
     );
-    AttentionLaunch { tile, grid, entries, estimate }
+    AttentionLaunch { tile, grid, entries: entries.to_vec(), estimate }
 }
 
 #[cfg(test)]
@@ -292,7 +330,9 @@ mod tests {
         let four = [0, 16, 32, 48].map(|q| e(173, 64, q));
         let group = [e(133, 40, 0), e(133, 40, 16), e(133, 40, 32), e(0, 3, 0)];
         assert_eq!(launches[1].entries, [four, group].concat());
-        assert_eq!(super::short_entries(&[(0, 20)]), [e(0, 20, 0), e(0, 20, 16), none, none]);
+        let mut entries = Vec::new();
+        short_entries(&[(0, 20)], &mut entries);
+        assert_eq!(entries, [e(0, 20, 0), e(0, 20, 16), none, none]);
     }
 
     #[test]

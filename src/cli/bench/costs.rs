@@ -12,14 +12,14 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 /// The encoder as it is launched unless told otherwise.
-const PLAIN: Choices = Choices { batch_invariant: false, folded_layernorm: false };
-const FOLDED: Choices = Choices { folded_layernorm: true, ..PLAIN };
-const INVARIANT: Choices = Choices { batch_invariant: true, ..PLAIN };
+const USUAL: Choices = Choices { batch_invariant: false, separate_layernorms: false };
+const SEPARATE: Choices = Choices { separate_layernorms: true, ..USUAL };
+const INVARIANT: Choices = Choices { batch_invariant: true, ..USUAL };
 
 /// One batch on one GPU, in each of the ways that may be chosen.
 struct Row {
-    plain: Network,
-    folded: Network,
+    usual: Network,
+    separate: Network,
     invariant: Network,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn run(
             for row in &rows {
                 kernels(&mut text, shape, row, table.gpu());
                 networks.extend(
-                    [(&row.plain, PLAIN), (&row.folded, FOLDED), (&row.invariant, INVARIANT)]
+                    [(&row.usual, USUAL), (&row.separate, SEPARATE), (&row.invariant, INVARIANT)]
                         .map(|(network, choices)| network_json(shape, network, choices, table.gpu())),
                 );
             }
@@ -81,7 +81,7 @@ pub(crate) fn run(
 fn rows(table: &TileTable, shape: &EncoderShape, lengths: &[usize]) -> Result<Vec<Row>, BenchError> {
     let mut rows = Vec::new();
     for &seqlen in lengths {
-        let waves = whole_waves(table, shape, seqlen, PLAIN).map(|network| network.batch);
+        let waves = whole_waves(table, shape, seqlen, USUAL).map(|network| network.batch);
         for batch in waves.into_iter().chain([1]) {
             let with = |choices| {
                 network(table, shape, batch, seqlen, choices).ok_or_else(|| {
@@ -93,7 +93,7 @@ fn rows(table: &TileTable, shape: &EncoderShape, lengths: &[usize]) -> Result<Ve
                     ))
                 })
             };
-            rows.push(Row { plain: with(PLAIN)?, folded: with(FOLDED)?, invariant: with(INVARIANT)? });
+            rows.push(Row { usual: with(USUAL)?, separate: with(SEPARATE)?, invariant: with(INVARIANT)? });
         }
     }
     Ok(rows)
@@ -117,7 +117,7 @@ fn describe(text: &mut String, gpu: &Gpu) {
 }
 
 fn kernels(text: &mut String, shape: &EncoderShape, row: &Row, gpu: &Gpu) {
-    let network = &row.plain;
+    let network = &row.usual;
     let _ = writeln!(
         text,
         "\n{} on {}, {} × {} tokens\n{:<11} {:<26} {:>3} {:>7} {:>9} {:>7} {:>9} {:>8} {:>8} {:>7}  bound by",
@@ -178,21 +178,21 @@ fn summary(text: &mut String, shape: &EncoderShape, rows: &[Row], gpu: &Gpu) {
         "network, µs",
         "M tok/s",
         "share",
-        "norms folded",
+        "norms apart",
         "batch-invariant"
     );
-    for Row { plain, folded, invariant } in rows {
+    for Row { usual, separate, invariant } in rows {
         let _ = writeln!(
             text,
             "{:>7} {:>7} {:>9.1} {:>11.1} {:>9.3} {:>5.0} % {:>11.2}× µs {:>14.2}× µs",
-            plain.seqlen,
-            plain.batch,
-            plain.layer_us(),
-            plain.us(),
-            plain.tokens_per_s() / 1e6,
-            100.0 * plain.share_of_ceiling(gpu),
-            folded.us() / plain.us(),
-            invariant.us() / plain.us()
+            usual.seqlen,
+            usual.batch,
+            usual.layer_us(),
+            usual.us(),
+            usual.tokens_per_s() / 1e6,
+            100.0 * usual.share_of_ceiling(gpu),
+            separate.us() / usual.us(),
+            invariant.us() / usual.us()
         );
     }
 }
@@ -220,7 +220,7 @@ fn network_json(shape: &EncoderShape, network: &Network, choices: Choices, gpu: 
         .collect();
     json!({
         "shape": shape.name, "batch": network.batch, "seqlen": network.seqlen,
-        "total_tokens": network.total_tokens(), "folded_layernorm": choices.folded_layernorm,
+        "total_tokens": network.total_tokens(), "folded_layernorms": shape.folds_layernorms && !choices.separate_layernorms,
         "batch_invariant": choices.batch_invariant, "kernels": kernels, "layer_us": network.layer_us(),
         "us": network.us(), "launches": network.launches(), "tokens_per_s": network.tokens_per_s(),
         "flops": network.flops, "share_of_ceiling": network.share_of_ceiling(gpu),

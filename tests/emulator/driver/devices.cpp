@@ -30,6 +30,7 @@ static void read_settings() {
   settings.fail_launch = number("BERTHIER_EMU_FAIL_LAUNCH", 0);
   settings.fail_allocation = number("BERTHIER_EMU_FAIL_ALLOCATION", 0);
   settings.lose_device = number("BERTHIER_EMU_LOSE_DEVICE", 0);
+  settings.hang_device = number("BERTHIER_EMU_HANG_DEVICE", 0);
   settings.trace = getenv("BERTHIER_EMU_TRACE") ? getenv("BERTHIER_EMU_TRACE") : "";
   settings.architectures.clear();
   for (const char* p = getenv("BERTHIER_EMU_ARCH") ? getenv("BERTHIER_EMU_ARCH") : "90"; *p;) {

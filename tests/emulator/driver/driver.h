@@ -31,7 +31,7 @@ struct Settings {
   std::vector<int> architectures;            // of each device, the last one again for the rest
   size_t memory_bytes;
   bool late;                                 // streams run when the host waits for them
-  long fail_launch, fail_allocation, lose_device;  // the number of the launch or allocation that goes wrong; 0: none
+  long fail_launch, fail_allocation, lose_device, hang_device;  // the number of the launch or allocation that goes wrong; 0: none
   std::string trace;                         // a file to append what ran to
 };
 extern Settings settings;
@@ -49,6 +49,7 @@ struct Context {
   CUresult broken = SUCCESS;                 // after a kernel failed, every call says so
   std::set<Stream*> streams;
   Stream* null_stream;
+  bool hung = false;                         // a kernel never ends: nothing behind it runs, and who waits does so for ever
 };
 // What differs between architectures. Sources: CUDA programming guide, "Compute capabilities".
 struct Limits { int shared_per_block, shared_per_sm, threads_per_sm, blocks_per_sm; };

@@ -174,6 +174,11 @@ static CUresult run(const Launch& l) {
         l.dependent ? " early" : "");
   if (count_down(settings.fail_launch)) { say("BERTHIER_EMU_FAIL_LAUNCH: %s fails", l.function->kernel->name); return LAUNCH_FAILED; }
   if (count_down(settings.lose_device)) { say("BERTHIER_EMU_LOSE_DEVICE: device %d is lost", l.context->device->ordinal); return UNKNOWN; }
+  if (count_down(settings.hang_device)) {
+    say("BERTHIER_EMU_HANG_DEVICE: %s does not end", l.function->kernel->name);
+    l.context->hung = true;
+    return NOT_READY;
+  }
   const emu::Kernel& k = *l.function->kernel;
   std::vector<void*> pointers;
   for (int i = 0; i < k.n_parameters; i++) {

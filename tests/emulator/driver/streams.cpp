@@ -3,6 +3,7 @@
 // `late` (the default): work waits in its stream until the host waits for it, so that a host that forgets to wait reads what
 // was there before. Streams run one after the other then, each no further than somebody waits for. `eager`: at the call.
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 #include <algorithm>
 #include "driver.h"
@@ -49,13 +50,28 @@ static CUresult run_graph(const std::vector<Node>& nodes) {
 }
 
 // ---- running -------------------------------------------------------------------------------------------------------------------------
+// A call that does not wait sets this. All others never come back from a device that hangs; a test is to see that, so they end it.
+static thread_local bool asking = false;
+struct Asking {
+  bool before = asking;
+  Asking() { asking = true; }
+  ~Asking() { asking = before; }
+};
+static CUresult hang() {
+  if (asking) return NOT_READY;
+  say("the host waits for a device that hangs, and would do so for ever");
+  abort();
+}
 static CUresult run_until(Stream* s, uint64_t ticket) {
   while (s->done < ticket) {
+    if (s->context->hung) return hang();
     if (s->context->broken) { s->queue.clear(); s->done = s->issued; break; }
     Work work = std::move(s->queue.front());
     s->queue.pop_front();
     s->done++;
-    if (CUresult r = work()) return break_context(s->context, r);
+    CUresult r = work();
+    if (s->context->hung) { s->done--; return hang(); }  // its work is never done
+    if (r) return break_context(s->context, r);
   }
   return s->context->broken;
 }
@@ -85,7 +101,10 @@ CUresult enqueue(Stream* s, const char* what, Work work) {
       }
   s->queue.push_back(std::move(work));
   s->issued++;
-  return settings.late ? SUCCESS : run_stream(s);
+  if (settings.late) return SUCCESS;
+  Asking that_does_not_wait;
+  CUresult r = run_stream(s);
+  return s->context->hung ? SUCCESS : r;
 }
 
 // ---- streams ----------------------------------------------------------------------------------------------------------------------------
@@ -114,6 +133,7 @@ API cuStreamQuery(void* handle) {
   ENTER();
   Stream* s = stream_of(handle);
   if (s->done == s->issued) return SUCCESS;
+  Asking that_does_not_wait;
   if (CUresult r = run_until(s, s->done + 1)) return r;  // so that a loop of queries comes to an end
   return NOT_READY;
 }
@@ -164,6 +184,7 @@ API cuEventQuery(Event* e) {
   if (CUresult r = forbid_in_capture("cuEventQuery")) return r;
   if (!e->last || e->last->done) return SUCCESS;
   if (e->last->capture) return CAPTURED_EVENT;
+  Asking that_does_not_wait;
   if (CUresult r = run_until(e->last->stream, e->last->stream->done + 1)) return r;
   return NOT_READY;
 }

@@ -256,6 +256,17 @@ static void lost_device(void) {
   EXPECT(launch() == 0);
   IS(999, cuCtxSynchronize);
 }
+static void hung_device(void) {
+  setenv("BERTHIER_EMU_HANG_DEVICE", "2", 1);
+  prepare();
+  EXPECT(launch() == 0);
+  OK(cuStreamSynchronize, stream);
+  void* event;
+  OK(cuEventCreate, &event, 2);
+  EXPECT(launch() == 0);
+  OK(cuEventRecord, event, stream);
+  for (int i = 0; i < 10; i++) IS(600, cuEventQuery, event);
+}
 static void out_of_memory(void) {
   setenv("BERTHIER_EMU_MEMORY_BYTES", "1048576", 1);
   setenv("BERTHIER_EMU_FAIL_ALLOCATION", "3", 1);
@@ -312,7 +323,7 @@ static void two_devices(void) {
 static const struct { const char* name; void (*run)(void); } scenarios[] = {
 #define S(f) {#f, f}
     S(run_a_kernel), S(host_forgets_to_wait), S(streams_do_not_wait_by_themselves), S(graph), S(capture_mistakes), S(wrong_launches), S(dependent_launches),
-    S(wild_pointer), S(out_of_bounds), S(failing_launch), S(lost_device), S(out_of_memory), S(no_device), S(old_driver), S(old_gpu), S(two_devices)};
+    S(wild_pointer), S(out_of_bounds), S(failing_launch), S(lost_device), S(hung_device), S(out_of_memory), S(no_device), S(old_driver), S(old_gpu), S(two_devices)};
 
 int main(int argc, char** argv) {
   if (argc < 2) return 2;

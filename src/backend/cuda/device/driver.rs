@@ -10,6 +10,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::gpu::{Attributes, Gpu};
 use super::memory::Called;
@@ -158,6 +159,12 @@ impl Opened {
     /// What the driver said, of this device. Out of memory is told apart by those who allocate.
     pub(super) fn failed(&self, e: DriverError) -> Error {
         failed(&self.name, e)
+    }
+
+    /// That it has not answered for so long.
+    pub(super) fn hangs(&self, limit: Duration) -> Error {
+        let message = format!("it hangs: a batch is not done after {:.1} s", limit.as_secs_f64());
+        Error::DeviceLost { device: self.name.clone(), message }
     }
 
     /// Waits for all streams; for the end, when nobody wants to know how it went.

@@ -1,10 +1,10 @@
 //! The order of the kernels, from ids to vectors. Everything goes into one stream; nothing waits, nothing is allocated.
 
 use super::memory::{Called, Slice};
-use super::ops::{After, Pool, Queue, Vectors};
+use super::ops::{After, Pending, Pool, Queue, Rows, Vectors};
 use super::slot::Inputs;
 use super::support::{self, MOST_NORMALIZED_COLUMNS};
-use super::weights::{Layer, Layout, Module, Residual};
+use super::weights::{Layer, Layout, Module, Norm, Residual};
 use super::workspace::Workspace;
 use crate::model::{self, FeedForward, ModelDesc, Pooling};
 
@@ -18,13 +18,21 @@ pub(super) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// The batch's vectors, `[batch, dim]`.
-    pub(super) fn run(&self, vectors: Slice<f32>, normalize: bool) -> Called<()> {
+    /// The batch's vectors, `[batch, dim]`, or those of its tokens, `[total_tokens, hidden]`.
+    pub(super) fn run(&self, vectors: Slice<f32>, normalize: bool, token_vectors: bool) -> Called<()> {
         self.embed()?;
+        let mut x = Rows::finished(self.workspace.x.all());
         for (step, &layer) in self.model.layer_order.iter().enumerate() {
-            self.layer(&self.model.layers[layer], step)?;
+            x = self.layer(x, &self.model.layers[layer], step)?;
+        }
+        if let Some(pending) = x.pending {
+            self.queue.apply(x.values, pending, [self.inputs.total_tokens, self.desc.hidden_size])?;
         }
         match self.model.modules[..] {
+            _ if token_vectors => {
+                let size = [self.inputs.total_tokens, self.desc.hidden_size];
+                self.vectors_of(self.workspace.x.all(), size, false, &Vectors::F32(vectors))
+            }
             [] => self.pool(vectors, normalize),
             _ => self.pool_through_modules(vectors, normalize),
         }
@@ -41,7 +49,7 @@ impl Forward<'_> {
                 tables,
                 &self.inputs.tokens,
                 &model.embeddings_norm,
-                desc.layer_norm_eps,
+                model.embeddings_eps,
                 out,
                 size,
             )
@@ -50,31 +58,62 @@ impl Forward<'_> {
             None => embed(ws.x.all()),
             Some(projection) => {
                 embed(ws.wide.all())?;
-                self.queue.product(ws.wide.all(), projection, After::NOTHING, ws.x.all(), rows)
+                self.queue.product(
+                    Rows::finished(ws.wide.all()),
+                    projection,
+                    After::NOTHING,
+                    ws.x.all(),
+                    rows,
+                )
             }
         }
     }
 
-    /// From `x` to `x`.
-    fn layer(&self, layer: &Layer, step: usize) -> Called<()> {
+    /// From rows in `x` to rows in `x`.
+    fn layer<'b>(&self, input: Rows<'b>, layer: &'b Layer, step: usize) -> Called<Rows<'b>> {
         let (queue, desc, ws) = (self.queue, self.desc, self.workspace);
         let rows = self.inputs.total_tokens;
         let (x, y, z, wide) = (ws.x.all(), ws.y.all(), ws.z.all(), ws.wide.all());
-        let (eps, size) = (desc.layer_norm_eps, [rows, desc.hidden_size]);
         let bias = (self.model.attention_bias, self.model.bias_radius);
         let window = desc.reach(step).unwrap_or(0);
 
-        queue.product(x, &layer.qkv, After::NOTHING, wide, rows)?;
-        for (launch, entries) in &self.inputs.attention {
-            queue.attention(launch, *entries, wide, z, [rows, desc.num_attention_heads], bias, window)?;
+        queue.product(input, &layer.qkv, After::NOTHING, wide, rows)?;
+        for path in self.inputs.attention.into_iter().filter(|path| path.entries.len() > 0) {
+            queue.attention(path, wide, z, [rows, desc.num_attention_heads], bias, window)?;
         }
-        queue.product(z, &layer.attention_output, After::adding(x), y, rows)?;
-        queue.layernorm(y, &layer.attention_norm, eps, z, size)?;
+        let statistics = ws.statistics(1);
+        let after = After { statistics, ..After::adding(input) };
+        queue.product(Rows::finished(z), &layer.attention_output, after, y, rows)?;
+        let between = self.norm(y, &layer.attention_norm, statistics, z)?;
         let activation = support::activation(desc.hidden_act).expect("`support` refused what has no kernel");
         let gated = desc.feed_forward == FeedForward::Gated;
-        queue.product(z, &layer.intermediate, After { activation, gated, ..After::NOTHING }, wide, rows)?;
-        queue.product(wide, &layer.output, After::adding(z), y, rows)?;
-        queue.layernorm(y, &layer.output_norm, eps, x, size)
+        queue.product(
+            between,
+            &layer.intermediate,
+            After { activation, gated, ..After::NOTHING },
+            wide,
+            rows,
+        )?;
+        let statistics = ws.statistics(0);
+        let after = After { statistics, ..After::adding(between) };
+        queue.product(Rows::finished(wide), &layer.output, after, x, rows)?;
+        self.norm(x, &layer.output_norm, statistics, x)
+    }
+
+    /// The layernorm of sums: left to those who use them, or computed now, into `out`.
+    fn norm<'b>(
+        &self,
+        sums: Slice<u16>,
+        norm: &'b Norm,
+        statistics: Slice<f32>,
+        out: Slice<u16>,
+    ) -> Called<Rows<'b>> {
+        let eps = self.desc.layer_norm_eps;
+        if self.model.folded {
+            return Ok(Rows { values: sums, pending: Some(Pending { norm, eps, statistics }) });
+        }
+        self.queue.layernorm(sums, norm, eps, out, [self.inputs.total_tokens, self.desc.hidden_size])?;
+        Ok(Rows::finished(out))
     }
 
     /// The modes side by side, in `out`'s rows.
@@ -120,23 +159,25 @@ impl Forward<'_> {
                         Residual::None => Slice::NONE,
                         Residual::Input => x,
                         Residual::Projected(weight) => {
-                            queue.product(x, weight, After::NOTHING, ws.module_vectors(other), rows)?;
-                            ws.module_vectors(other)
+                            let projected = ws.module_vectors(other);
+                            queue.product(Rows::finished(x), weight, After::NOTHING, projected, rows)?;
+                            projected
                         }
                     };
-                    let after = After { activation: *activation, gated: false, residual };
-                    queue.product(x, linear, after, out, rows)?;
+                    let after = After { activation: *activation, ..After::adding(Rows::finished(residual)) };
+                    queue.product(Rows::finished(x), linear, after, out, rows)?;
                 }
                 Module::LayerNorm(norm) => {
                     queue.layernorm(x, norm, model::Module::LAYER_NORM_EPS, out, [rows, width])?;
                 }
-                Module::Normalize => self.vectors_of(x, width, true, &Vectors::Half(out))?,
+                Module::Normalize => self.vectors_of(x, [rows, width], true, &Vectors::Half(out))?,
             }
             width = desc.width(width);
             now = next;
         }
         let at_once = width <= MOST_NORMALIZED_COLUMNS;
-        self.vectors_of(ws.module_vectors(now), width, normalize && at_once, &Vectors::F32(vectors))?;
+        let size = [rows, width];
+        self.vectors_of(ws.module_vectors(now), size, normalize && at_once, &Vectors::F32(vectors))?;
         if normalize && !at_once {
             queue.l2_normalize(vectors, [rows, width])?;
         }
@@ -144,9 +185,14 @@ impl Forward<'_> {
     }
 
     /// Each row for itself.
-    fn vectors_of(&self, x: Slice<u16>, width: usize, normalize: bool, out: &Vectors) -> Called<()> {
-        let rows = self.inputs.batch;
-        let ones = self.workspace.ones.as_ref().map_or(Slice::NONE, |ones| ones.all());
+    fn vectors_of(
+        &self,
+        x: Slice<u16>,
+        [rows, width]: [usize; 2],
+        normalize: bool,
+        out: &Vectors,
+    ) -> Called<()> {
+        let ones = self.workspace.ones.all();
         let pool = Pool {
             mode: support::pooling(Pooling::Cls),
             normalize,

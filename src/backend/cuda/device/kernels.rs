@@ -16,7 +16,7 @@ use std::sync::Arc;
 const MOST_PARAMETERS: usize = 13;
 
 /// `Epilogue` of `kernels/epilogue.cuh`: 72 bytes, passed by value.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Epilogue {
     pub(super) bias: u64,

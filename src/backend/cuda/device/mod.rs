@@ -2,8 +2,9 @@
 //!
 //! Weights are converted and copied once, buffers are sized once from the token budget. Two batches are in flight: while one
 //! computes, the next is staged and copied, and the vectors of the one before come back.
+#![allow(unsafe_code, reason = "what a device that hangs holds is not freed")]
 
-use super::costs::EncoderShape;
+use super::costs::{Choices, EncoderShape};
 use super::tiles::{Element, TileTable};
 use crate::backend::{Backend, BackendOptions, Capacity, Precision};
 use crate::batch::PackedBatch;
@@ -17,14 +18,18 @@ use ops::{Products, Queue};
 use slot::Slot;
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
+use std::time::Duration;
 use weights::{Weights, out_of_memory};
 use workspace::Workspace;
 
 mod driver;
 mod forward;
+mod graphs;
 mod kernels;
 mod memory;
 mod ops;
+mod patience;
 mod slot;
 mod support;
 mod weights;
@@ -53,18 +58,31 @@ pub(crate) fn open(
 struct CudaBackend {
     desc: ModelDesc,
     table: TileTable,
-    kernels: Kernels,
     products: Products,
-    weights: Weights,
-    workspace: Workspace,
-    slots: Vec<Slot>,
+    resident: ManuallyDrop<Resident>,
     /// Submitted and not collected, with their slots.
     pending: VecDeque<(usize, PackedBatch)>,
     next_slot: usize,
     max_tokens: usize,
     batch_invariant: bool,
+    /// Batches of so many tokens at most are filled up to a shape whose kernels can be launched as a graph.
+    shaped_tokens: usize,
+    /// Whether they are.
+    graphs: bool,
+    /// What a batch may take beyond a hundred times what it should.
+    patience: Duration,
+    /// Whether the device did not answer in time: every call that frees something would wait for it.
+    hung: bool,
     /// Whether bf16 was taken because f16 would overflow.
     fell_back: bool,
+}
+
+/// What the driver holds for a backend. Not freed on a device that hangs.
+struct Resident {
+    kernels: Kernels,
+    weights: Weights,
+    workspace: Workspace,
+    slots: Vec<Slot>,
     /// Last: the rest is freed while it lives.
     device: Opened,
 }
@@ -84,12 +102,12 @@ impl CudaBackend {
         }
         let mut backend = new(Element::F16)?;
         if options.precision == Precision::Auto {
-            if backend.weights.overflow || !backend.is_finite()? {
+            if backend.resident.weights.overflow || !backend.is_finite()? {
                 drop(backend);
                 backend = new(Element::Bf16)?;
                 backend.fell_back = true;
             }
-        } else if backend.weights.overflow {
+        } else if backend.resident.weights.overflow {
             let message = "fp16: weights of this model exceed 65504, which bf16 holds".into();
             return Err(Error::InvalidOption { name: "precision", message });
         }
@@ -108,25 +126,27 @@ impl CudaBackend {
         let longest = desc.longest_sequence();
         let weights = Weights::new(&device, desc, weights, element, workspace_bytes(desc, longest))?;
         let shape = EncoderShape::of("", desc);
-        let chosen = || workspace::budget(&table, &shape, desc, options.batch_invariant);
+        let choices = Choices { batch_invariant: options.batch_invariant, ..Choices::default() };
+        let chosen = || workspace::budget(&table, &shape, desc, choices);
         let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.min(MOST_TOKENS).max(longest));
         let (max_tokens, workspace, slots) = allocate(&device, desc, wanted, weights.bytes())?;
         // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
         device.context.synchronize().map_err(|e| device.failed(e))?;
+        let shaped_tokens = graphs::most_tokens(&table, &shape, choices);
         Ok(Self {
             desc: desc.clone(),
             table,
-            kernels,
             products: Products::new(shape, options.batch_invariant),
-            weights,
-            workspace,
-            slots,
+            resident: ManuallyDrop::new(Resident { kernels, weights, workspace, slots, device }),
             pending: VecDeque::with_capacity(IN_FLIGHT),
             next_slot: 0,
             max_tokens,
             batch_invariant: options.batch_invariant,
+            shaped_tokens,
+            graphs: options.cuda_graphs,
+            patience: options.patience,
+            hung: false,
             fell_back: false,
-            device,
         })
     }
 
@@ -144,27 +164,38 @@ impl CudaBackend {
 
     /// Stages, copies, computes and copies back, without waiting.
     fn enqueue(&mut self, slot: usize, batch: &PackedBatch) -> Called<()> {
-        let device = &self.device;
+        let Resident { kernels, weights, workspace, slots, device } = &mut *self.resident;
         device.context.bind_to_thread()?;
-        let slot = &mut self.slots[slot];
-        let inputs = slot.upload(device, &self.table, &self.desc, batch)?;
-        let queue = Queue {
-            stream: &device.compute,
-            kernels: &self.kernels,
-            table: &self.table,
-            products: &self.products,
-            partials: self.workspace.partials.all(),
-            follows_kernel: Cell::new(false),
+        let slot = &mut slots[slot];
+        let as_it_is = slot.plan(batch);
+        let filled = as_it_is.filled();
+        let shaped = as_it_is.tokens <= self.shaped_tokens && filled.fits(self.max_tokens);
+        let shape = if shaped { filled } else { as_it_is };
+        let inputs = slot.upload(device, batch, shape)?;
+        let vectors = slot.vectors.all();
+        let launch = || {
+            let queue = Queue {
+                stream: &device.compute,
+                kernels,
+                table: &self.table,
+                products: &self.products,
+                partials: workspace.partials.all(),
+                follows_kernel: Cell::new(false),
+            };
+            let forward = Forward {
+                queue: &queue,
+                desc: &self.desc,
+                model: &weights.model,
+                workspace,
+                inputs: &inputs,
+            };
+            forward.run(vectors, batch.normalize, batch.token_vectors)
         };
-        let forward = Forward {
-            queue: &queue,
-            desc: &self.desc,
-            model: &self.weights.model,
-            workspace: &self.workspace,
-            inputs: &inputs,
-        };
-        forward.run(slot.vectors.all(), batch.normalize)?;
-        slot.download(device, batch.len() * self.desc.dim())
+        match shaped && self.graphs {
+            true => slot.graphs.launch(shape, &device.compute, launch)?,
+            false => launch()?,
+        }
+        slot.download(device, result_len(&self.desc, batch))
     }
 }
 
@@ -179,7 +210,7 @@ fn allocate(
     let least = desc.longest_sequence();
     let mut tokens = wanted.max(least);
     loop {
-        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, tokens, desc.dim())).collect::<Called<_>>();
+        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, desc, tokens)).collect::<Called<_>>();
         let both = Workspace::new(device, desc, tokens).and_then(|workspace| Ok((workspace, slots()?)));
         match both {
             Ok((workspace, slots)) => return Ok((tokens, workspace, slots)),
@@ -192,19 +223,27 @@ fn allocate(
     }
 }
 
+/// Floats that a batch gives.
+fn result_len(desc: &ModelDesc, batch: &PackedBatch) -> usize {
+    match batch.token_vectors {
+        true => batch.total_tokens() * desc.hidden_size,
+        false => batch.len() * desc.dim(),
+    }
+}
+
 /// What [`allocate`] takes on the device.
 fn workspace_bytes(desc: &ModelDesc, tokens: usize) -> usize {
-    Workspace::bytes(desc, tokens) + IN_FLIGHT * Slot::bytes(tokens, desc.dim())
+    Workspace::bytes(desc, tokens) + IN_FLIGHT * Slot::bytes(desc, tokens)
 }
 
 impl Backend for CudaBackend {
     fn name(&self) -> String {
         let why = if self.fell_back { " (fp16 would overflow)" } else { "" };
-        format!("{}, {}{why}", self.device.name, self.precision())
+        format!("{}, {}{why}", self.resident.device.name, self.precision())
     }
 
     fn kind(&self) -> String {
-        let gpu = &self.device.gpu;
+        let gpu = &self.resident.device.gpu;
         let (major, minor) = gpu.compute_capability;
         let element = self.table.element();
         if self.batch_invariant {
@@ -226,7 +265,7 @@ impl Backend for CudaBackend {
         Capacity {
             max_tokens: self.max_tokens,
             in_flight: IN_FLIGHT,
-            weight_bytes: self.weights.bytes(),
+            weight_bytes: self.resident.weights.bytes(),
             workspace_bytes: workspace_bytes(&self.desc, self.max_tokens),
         }
     }
@@ -237,17 +276,27 @@ impl Backend for CudaBackend {
         let slot = self.next_slot;
         self.next_slot = (slot + 1) % IN_FLIGHT;
         if !batch.is_empty() {
-            self.enqueue(slot, &batch).map_err(|e| self.device.failed(e))?;
+            self.enqueue(slot, &batch).map_err(|e| self.resident.device.failed(e))?;
         }
         self.pending.push_back((slot, batch));
         Ok(())
     }
 
+    fn gives_token_vectors(&self) -> bool {
+        true
+    }
+
     fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch> {
         let (slot, batch) = self.pending.pop_front().expect("a batch was submitted");
-        assert_eq!(out.len(), batch.len() * self.desc.dim(), "one vector per sequence");
+        assert_eq!(out.len(), result_len(&self.desc, &batch), "one vector per sequence or token");
         if !batch.is_empty() {
-            self.slots[slot].collect(out).map_err(|e| self.device.failed(e))?;
+            let flops = batch.cu_seqlens.windows(2).map(|w| self.desc.flops((w[1] - w[0]) as usize)).sum();
+            let Resident { slots, device, .. } = &mut *self.resident;
+            let limit = patience::limit(self.patience, &device.gpu, flops);
+            if !slots[slot].collect(out, limit).map_err(|e| device.failed(e))? {
+                self.hung = true;
+                return Err(device.hangs(limit));
+            }
             slot::maximum_of_none(&self.desc, &batch, out);
         }
         Ok(batch)
@@ -256,6 +305,11 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
-        self.device.settle();
+        if self.hung {
+            return;
+        }
+        self.resident.device.settle();
+        // SAFETY: dropped once, here, and not used again
+        unsafe { ManuallyDrop::drop(&mut self.resident) };
     }
 }

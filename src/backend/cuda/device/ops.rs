@@ -5,9 +5,9 @@
 
 use super::super::costs::EncoderShape;
 use super::super::tiles::{EpilogueKind, Gemm, GemmLaunch, RowLaunch, SPLITK_REDUCE, TileTable};
-use super::super::work_list::{AttentionLaunch, Entry};
 use super::kernels::{Argument, Epilogue, Kernels};
 use super::memory::{Called, Slice};
+use super::slot::Attention;
 use super::weights::{Linear, Norm};
 use cudarc::driver::CudaStream;
 use std::cell::{Cell, RefCell};
@@ -15,6 +15,8 @@ use std::collections::HashMap;
 
 /// `RowNormKind` of `kernels/rows.cuh`.
 const LAYERNORM: i32 = 1;
+/// Rows of a block of `layernorm_from_stats`.
+const FROM_STATS_ROWS: usize = 8;
 /// Products whose launches are remembered; a service sees as many batch sizes.
 const MOST_REMEMBERED: usize = 4096;
 
@@ -34,7 +36,7 @@ pub(super) struct Queue<'a> {
 pub(super) struct Products {
     shape: EncoderShape,
     batch_invariant: bool,
-    chosen: RefCell<HashMap<(usize, usize, usize, bool, bool), GemmLaunch>>,
+    chosen: RefCell<HashMap<([usize; 3], EpilogueKind), GemmLaunch>>,
 }
 
 impl Products {
@@ -50,12 +52,11 @@ impl Products {
         epilogue: EpilogueKind,
         partials: usize,
     ) -> GemmLaunch {
-        let key = (m, n, k, epilogue.activation, epilogue.residual);
         let mut chosen = self.chosen.borrow_mut();
         if chosen.len() >= MOST_REMEMBERED {
             chosen.clear();
         }
-        *chosen.entry(key).or_insert_with(|| {
+        *chosen.entry(([m, n, k], epilogue)).or_insert_with(|| {
             let gemm = Gemm {
                 m,
                 n,
@@ -75,20 +76,53 @@ impl Products {
     }
 }
 
+/// Rows `[rows, width]`, finished or as sums whose layernorm is left to those who use them.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) values: Slice<u16>,
+    pub(super) pending: Option<Pending<'a>>,
+}
+
+impl Rows<'_> {
+    pub(super) const NONE: Self = Self::finished(Slice::NONE);
+
+    pub(super) const fn finished(values: Slice<u16>) -> Self {
+        Self { values, pending: None }
+    }
+}
+
+/// A layernorm that is still to be applied.
+#[derive(Clone, Copy)]
+pub(super) struct Pending<'a> {
+    pub(super) norm: &'a Norm,
+    pub(super) eps: f32,
+    /// Of the rows, as the product that made them left them. `[rows, ceil(width / 64), 2]`
+    pub(super) statistics: Slice<f32>,
+}
+
+/// `NormTarget` of `kernels/epilogue.cuh`.
+const NORM_INPUT: i32 = 1;
+const NORM_RESIDUAL: i32 = 2;
+/// Columns that `SEGMENT` of `kernels/epilogue.cuh` keeps statistics of.
+pub(super) const STATISTICS_COLUMNS: usize = 64;
+
 /// What follows a product.
 #[derive(Clone, Copy)]
-pub(super) struct After {
+pub(super) struct After<'a> {
     /// As `support::activation` numbers it; 0: none.
     pub(super) activation: i32,
     pub(super) gated: bool,
     /// `[m, n]`, or none
-    pub(super) residual: Slice<u16>,
+    pub(super) residual: Rows<'a>,
+    /// Where statistics of the result go, or none. `[m, ceil(n / 64), 2]`
+    pub(super) statistics: Slice<f32>,
 }
 
-impl After {
-    pub(super) const NOTHING: Self = Self { activation: 0, gated: false, residual: Slice::NONE };
+impl<'a> After<'a> {
+    pub(super) const NOTHING: Self =
+        Self { activation: 0, gated: false, residual: Rows::NONE, statistics: Slice::NONE };
 
-    pub(super) fn adding(residual: Slice<u16>) -> Self {
+    pub(super) fn adding(residual: Rows<'a>) -> Self {
         Self { residual, ..Self::NOTHING }
     }
 }
@@ -221,6 +255,25 @@ impl Queue<'_> {
         }
     }
 
+    /// The layernorm that no product applies, in place. `[rows, width]`
+    pub(super) fn apply(&self, x: Slice<u16>, pending: Pending<'_>, [rows, width]: [usize; 2]) -> Called<()> {
+        holds("rows", x, rows * width);
+        holds("statistics", pending.statistics, 2 * rows * width.div_ceil(STATISTICS_COLUMNS));
+        check_norm(pending.norm, width);
+        let arguments = [
+            x.into(),
+            pending.statistics.into(),
+            pending.norm.gamma.into(),
+            pending.norm.beta.into(),
+            x.into(),
+            rows.into(),
+            width.into(),
+            Argument::Float(pending.eps),
+        ];
+        // SAFETY: lengths are checked above; a row is read and written by one warp
+        unsafe { self.launch("layernorm_from_stats", [rows.div_ceil(FROM_STATS_ROWS), 1], 0, &arguments) }
+    }
+
     fn row_kernel(&self, op: &str, rows: usize, width: usize, row_bytes: usize) -> RowLaunch {
         self.table.row_kernel(op, rows, width, row_bytes).expect("`support` refused wider rows")
     }
@@ -228,43 +281,59 @@ impl Queue<'_> {
     /// x Wᵀ + b and what follows. `x` `[m, k]`, `out` `[m, n]`, gated `[m, n / 2]`
     pub(super) fn product(
         &self,
-        x: Slice<u16>,
+        x: Rows<'_>,
         linear: &Linear,
-        after: After,
+        after: After<'_>,
         out: Slice<u16>,
         m: usize,
     ) -> Called<()> {
         let (n, k) = (linear.n, linear.k);
+        let residual = after.residual;
         let kind = EpilogueKind {
             activation: ![0, 4].contains(&after.activation), // none, and ReLU
-            residual: !after.residual.is_none(),
-            ..EpilogueKind::default()
+            residual: !residual.values.is_none(),
+            normalizes: x.pending.is_some() || residual.pending.is_some(),
+            statistics: !after.statistics.is_none(),
         };
         let launch = self.products.launch(self.table, [m, n, k], kind, self.partials.len());
         assert!(
             n.is_multiple_of(if after.gated { 16 } else { 8 }) && k.is_multiple_of(8),
             "a product of [{n}, {k}]"
         );
-        assert!(!after.gated || after.residual.is_none(), "a gated product adds no residual");
-        holds("input of a product", x, m * k);
+        assert!(
+            !after.gated || (residual.values.is_none() && after.statistics.is_none()),
+            "a gated product adds no residual and keeps no statistics"
+        );
+        assert_eq!(x.pending.is_none(), linear.colsum.is_none(), "weights are folded where the input is raw");
+        holds("input of a product", x.values, m * k);
         holds("weights", linear.weight, n * k);
         holds("result of a product", out, m * if after.gated { n / 2 } else { n });
         may_hold("bias", linear.bias, n);
-        may_hold("residual", after.residual, m * n);
-        let epilogue = Argument::Epilogue(Epilogue {
+        may_hold("sums of weights", linear.colsum, n);
+        may_hold("residual", residual.values, m * n);
+        may_hold("statistics", after.statistics, 2 * m * n.div_ceil(STATISTICS_COLUMNS));
+        let mut epilogue = Epilogue {
             bias: linear.bias.address(),
-            residual: after.residual.address(),
-            row_stats: 0,
-            norm_stats: 0,
-            norm_scale: 0,
-            norm_shift: 0,
-            norm_eps: 0.0,
-            norm_columns: 0,
-            norm_target: 0,
+            residual: residual.values.address(),
+            row_stats: after.statistics.address(),
             activation: after.activation,
             gated: i32::from(after.gated),
-            reserved: 0,
-        });
+            ..Epilogue::default()
+        };
+        match (x.pending, residual.pending) {
+            (None, None) => {}
+            (Some(pending), None) => {
+                let [scale, shift] = [linear.colsum, Slice::NONE];
+                normalize_by(&mut epilogue, pending, NORM_INPUT, [scale, shift], [m, k]);
+            }
+            (None, Some(pending)) => {
+                check_norm(pending.norm, n);
+                let [scale, shift] = [pending.norm.gamma, pending.norm.beta];
+                normalize_by(&mut epilogue, pending, NORM_RESIDUAL, [scale, shift], [m, n]);
+            }
+            (Some(_), Some(_)) => panic!("an epilogue applies one layernorm"),
+        }
+        let epilogue = Argument::Epilogue(epilogue);
         let partials = match launch.reduce {
             Some(reduce) => {
                 holds("partial sums", self.partials, reduce.partials);
@@ -273,7 +342,7 @@ impl Queue<'_> {
             None => Slice::NONE,
         };
         let arguments = [
-            x.into(),
+            x.values.into(),
             linear.weight.into(),
             out.into(),
             partials.into(),
@@ -295,16 +364,16 @@ impl Queue<'_> {
     /// One path's sequences. `qkv` `[total_tokens, 3 * hidden]`, `out` `[total_tokens, hidden]`
     pub(super) fn attention(
         &self,
-        launch: &AttentionLaunch,
-        entries: Slice<Entry>,
+        path: Attention,
         qkv: Slice<u16>,
         out: Slice<u16>,
         [total_tokens, heads]: [usize; 2],
         (bias, bias_radius): (Slice<f32>, usize),
         window: usize,
     ) -> Called<()> {
-        let hidden = heads * launch.tile.head_dim;
-        holds("work list", entries, launch.entries.len());
+        let Attention { tile, entries } = path;
+        let hidden = heads * tile.head_dim;
+        assert!(entries.len().is_multiple_of(tile.tiles_of_block), "a list of {}", entries.len());
         holds("queries, keys and values", qkv, total_tokens * 3 * hidden);
         holds("attention", out, total_tokens * hidden);
         may_hold("attention bias", bias, heads * (2 * bias_radius + 1));
@@ -317,9 +386,9 @@ impl Queue<'_> {
             bias_radius.into(),
             window.into(),
         ];
-        let tile = launch.tile;
+        let grid = [tile.grid(entries.len(), heads), 1];
         // SAFETY: lengths are checked above; the entries were made of the batch's sequences, which are within total_tokens
-        unsafe { self.launch(tile.name, [launch.grid, 1], tile.dynamic_shared, &arguments) }
+        unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) }
     }
 
     /// Token vectors to vectors. `x` `[total_tokens, hidden]`, `out` `[batch, stride]`
@@ -393,5 +462,22 @@ impl Queue<'_> {
 
 fn check_norm(norm: &Norm, width: usize) {
     holds("gamma", norm.gamma, width);
-    may_hold("beta", norm.beta, width);
+    holds("beta", norm.beta, width);
+}
+
+/// Has the epilogue apply a layernorm to rows `[rows, width]`.
+fn normalize_by(
+    epilogue: &mut Epilogue,
+    pending: Pending<'_>,
+    target: i32,
+    [scale, shift]: [Slice<f32>; 2],
+    [rows, width]: [usize; 2],
+) {
+    holds("statistics", pending.statistics, 2 * rows * width.div_ceil(STATISTICS_COLUMNS));
+    epilogue.norm_stats = pending.statistics.address();
+    epilogue.norm_scale = scale.address();
+    epilogue.norm_shift = shift.address();
+    epilogue.norm_eps = pending.eps;
+    epilogue.norm_columns = i32::try_from(width).expect("`support` refused wider rows");
+    epilogue.norm_target = target;
 }

@@ -1,8 +1,13 @@
 //! The model's weights on the device: 16 bits where kernels multiply, f32 where they add, one allocation.
 //!
-//! The layout is walked twice, first to count bytes, then to convert and copy: tensors never are in the host's memory twice
-//! as a whole. Values that do not fit f16 are noticed on the way.
+//! The layout is walked twice, first to count bytes, then to convert and copy: of the whole model, the host's memory never
+//! has a second copy. Values that do not fit f16 are noticed on the way.
+//!
+//! Products are stored as `kernels/epilogue.cuh` wants them: the layernorm of an input folded in, and what goes through a
+//! layernorm freed of its mean, which that would take away anyway: sums then are small beside their spread when they are
+//! rounded.
 
+use super::super::costs::folds_layernorms;
 use super::super::tiles::Element;
 use super::driver::{self, Opened};
 use super::memory::{ALIGNMENT, Called, Memory, Slice};
@@ -17,6 +22,10 @@ use half::{bf16, f16};
 
 /// Elements that are converted and copied at a time.
 const BLOCK: usize = 1 << 20;
+/// Tables of embeddings reach 2¹⁴ to 2¹⁵: f16 has as many bits of numbers 2²⁸ times smaller, and the sum of three still fits.
+const TABLE_TOP_EXPONENT: f32 = 14.0;
+/// Of a table's scale: its square still is an f32.
+const MOST_EXPONENT: f32 = 60.0;
 
 /// Everything that the forward pass reads.
 pub(super) struct Weights {
@@ -28,18 +37,22 @@ pub(super) struct Weights {
 
 /// Where each array is.
 pub(super) struct Layout {
-    /// `[vocab_size, embedding_width]`
+    /// f16 as all three, times a power of two: see [`table_scale`]. `[vocab_size, embedding_width]`
     pub(super) word: Slice<u16>,
     /// `[max_position_embeddings, embedding_width]`
     pub(super) position: Slice<u16>,
     /// `[type_vocab_size, embedding_width]`, or none
     pub(super) token_type: Slice<u16>,
     pub(super) embeddings_norm: Norm,
+    /// The norm's, for tables times that power.
+    pub(super) embeddings_eps: f32,
     pub(super) embeddings_projection: Option<Linear>,
     /// Times log₂ e, at each distance of key and query. `[heads, 2 * radius + 1]`, or none
     pub(super) attention_bias: Slice<f32>,
     pub(super) bias_radius: usize,
     pub(super) layers: Vec<Layer>,
+    /// Whether the layernorms of the layers are folded into the products that follow them.
+    pub(super) folded: bool,
     /// Which of them are computed, in this order.
     pub(super) layer_order: Vec<usize>,
     pub(super) modules: Vec<Module>,
@@ -64,6 +77,8 @@ pub(super) struct Linear {
     pub(super) weight: Slice<u16>,
     /// `[n]`, or none
     pub(super) bias: Slice<f32>,
+    /// Sums of the rows of `weight` where the layernorm of the input is folded in; else none. `[n]`
+    pub(super) colsum: Slice<f32>,
     pub(super) n: usize,
     pub(super) k: usize,
 }
@@ -72,7 +87,7 @@ pub(super) struct Linear {
 pub(super) struct Norm {
     /// `[width]`
     pub(super) gamma: Slice<f32>,
-    /// `[width]`, or none
+    /// `[width]`
     pub(super) beta: Slice<f32>,
 }
 
@@ -99,8 +114,7 @@ impl Weights {
         element: Element,
         beside: usize,
     ) -> Result<Self> {
-        let mut count =
-            Sink { at: 0, element, device: None, overflow: false, block: Vec::new(), half: Vec::new() };
+        let mut count = Sink { at: 0, element, device: None, overflow: false, half: Vec::new() };
         let planned = layout(&mut count, desc, weights);
         planned.map_err(|e| device.failed(e))?;
         let bytes = count.at;
@@ -132,14 +146,18 @@ struct Sink<'a> {
     element: Element,
     device: Option<&'a Memory>,
     overflow: bool,
-    block: Vec<f32>,
     half: Vec<u16>,
 }
 
-/// Rows of a tensor, times a factor.
-struct Part {
-    tensor: Tensor,
-    factor: f64,
+/// What is to become of the weights of a product.
+#[derive(Clone, Copy, Default)]
+struct Form<'a> {
+    /// The two halves have their rows in turn, as the epilogue wants them: what is activated first.
+    gated: bool,
+    /// The layernorm of the input that is folded in.
+    folded: Option<&'a model::Norm>,
+    /// Whether a layernorm follows, which takes away what all columns of a row have in common.
+    centred: bool,
 }
 
 impl Sink<'_> {
@@ -160,118 +178,97 @@ impl Sink<'_> {
         Ok(slice)
     }
 
-    /// The parts one below the other, in 16 bits.
-    fn halves(&mut self, parts: &[Part]) -> Called<Slice<u16>> {
-        let len = parts.iter().map(|p| p.tensor.numel()).sum();
-        let slice = self.place::<u16>(len);
-        let Some(memory) = self.device else { return Ok(slice) };
-        let mut offset = self.at - 2 * len;
-        self.block.clear();
-        for part in parts {
-            let mut first = 0;
-            while first < part.tensor.numel() {
-                let before = self.block.len();
-                let n = (part.tensor.numel() - first).min(BLOCK - before);
-                self.block.resize(before + n, 0.0);
-                let values = &mut self.block[before..];
-                part.tensor.read_f32(first, values);
-                if part.factor != 1.0 {
-                    values.iter_mut().for_each(|v| *v = (f64::from(*v) * part.factor) as f32);
-                }
-                first += n;
-                if self.block.len() == BLOCK {
-                    offset = self.flush(memory, offset)?;
-                }
-            }
-        }
-        self.flush(memory, offset)?;
-        Ok(slice)
-    }
-
-    /// Converts what is in the block and copies it to `offset`; says where the next one goes.
-    fn flush(&mut self, memory: &Memory, offset: usize) -> Called<usize> {
-        self.half.resize(self.block.len(), 0);
-        match self.element {
+    /// Into `half`, in 16 bits.
+    fn convert(&mut self, element: Element, values: &[f32]) {
+        self.half.resize(values.len(), 0);
+        match element {
             Element::F16 => {
                 let to: &mut [f16] = bytemuck::cast_slice_mut(&mut self.half);
-                to.convert_from_f32_slice(&self.block);
+                to.convert_from_f32_slice(values);
                 let became_infinite = |(h, v): (&f16, &f32)| h.is_infinite() && v.is_finite();
-                self.overflow |= to.iter().zip(&self.block).any(became_infinite);
+                self.overflow |= to.iter().zip(values).any(became_infinite);
             }
             Element::Bf16 => {
                 let to: &mut [bf16] = bytemuck::cast_slice_mut(&mut self.half);
-                to.convert_from_f32_slice(&self.block);
+                to.convert_from_f32_slice(values);
             }
         }
-        memory.write(offset, &self.half)?;
-        self.block.clear();
-        Ok(offset + 2 * self.half.len())
     }
 
-    fn table(&mut self, tensor: &Tensor) -> Called<Slice<u16>> {
-        self.halves(&[Part { tensor: tensor.clone(), factor: 1.0 }])
+    /// A table of embeddings, times `scale`.
+    fn table(&mut self, tensor: &Tensor, scale: f32) -> Called<Slice<u16>> {
+        let slice = self.place::<u16>(tensor.numel());
+        let Some(memory) = self.device else { return Ok(slice) };
+        let mut offset = self.at - 2 * tensor.numel();
+        for_blocks(tensor, |block| {
+            block.iter_mut().for_each(|v| *v *= scale);
+            self.convert(Element::F16, block);
+            memory.write(offset, &self.half)?;
+            offset += size_of_val(&self.half[..]);
+            Ok(())
+        })?;
+        Ok(slice)
     }
 
-    fn optional_table(&mut self, tensor: Option<&Tensor>) -> Called<Slice<u16>> {
-        tensor.map_or(Ok(Slice::NONE), |tensor| self.table(tensor))
+    fn optional_table(&mut self, tensor: Option<&Tensor>, scale: f32) -> Called<Slice<u16>> {
+        tensor.map_or(Ok(Slice::NONE), |tensor| self.table(tensor, scale))
     }
 
     fn norm(&mut self, norm: &model::Norm) -> Called<Norm> {
-        let gamma = self.floats(&norm.weight.to_f32())?;
-        let beta = norm.bias.as_ref().map_or(Ok(Slice::NONE), |bias| self.floats(&bias.to_f32()))?;
-        Ok(Norm { gamma, beta })
+        Ok(Norm { gamma: self.floats(&norm.weight.to_f32())?, beta: self.floats(&beta(norm))? })
+    }
+
+    fn linear(&mut self, linear: &model::Linear, form: Form<'_>) -> Called<Linear> {
+        self.stacked(&[(linear, 1.0)], form)
     }
 
     /// Linears of one input, one below the other, each times a factor.
-    fn stacked(&mut self, linears: &[(&model::Linear, f64)]) -> Called<Linear> {
-        let part = |&(linear, factor): &(&model::Linear, f64)| Part { tensor: linear.weight.clone(), factor };
-        let parts: Vec<Part> = linears.iter().map(part).collect();
-        let n = linears.iter().map(|(l, _)| l.weight.shape()[0]).sum();
-        let mut bias = Vec::with_capacity(n);
-        for (linear, factor) in linears {
-            match &linear.bias {
-                Some(b) => bias.extend(b.to_f32().iter().map(|&v| (f64::from(v) * factor) as f32)),
-                None => bias.resize(bias.len() + linear.weight.shape()[0], 0.0),
+    fn stacked(&mut self, linears: &[(&model::Linear, f64)], form: Form<'_>) -> Called<Linear> {
+        let n: usize = linears.iter().map(|(l, _)| l.weight.shape()[0]).sum();
+        let k = linears[0].0.weight.shape()[1];
+        let has_bias = form.folded.is_some() || linears.iter().any(|(l, _)| l.bias.is_some());
+        let weight = self.place::<u16>(n * k);
+        let offset = self.at - 2 * n * k;
+        let (mut bias, mut colsum) = (vec![0.0; n], vec![0.0; n]);
+        if let Some(memory) = self.device {
+            let mut w = vec![0.0; n * k];
+            let mut exact_bias = vec![0.0; n];
+            stack(linears, &mut w, &mut exact_bias);
+            shape(form, k, &mut w, &mut exact_bias);
+            self.convert(self.element, &w);
+            memory.write(offset, &self.half)?;
+            bias = exact_bias.iter().map(|&v| v as f32).collect();
+            if form.folded.is_some() {
+                colsum = self.row_sums(k);
             }
         }
-        let weight = self.halves(&parts)?;
-        let bias = match linears.iter().any(|(l, _)| l.bias.is_some()) {
-            true => self.floats(&bias)?,
-            false => Slice::NONE,
-        };
-        Ok(Linear { weight, bias, n, k: linears[0].0.weight.shape()[1] })
+        Ok(Linear {
+            weight,
+            bias: if has_bias { self.floats(&bias)? } else { Slice::NONE },
+            colsum: if form.folded.is_some() { self.floats(&colsum)? } else { Slice::NONE },
+            n,
+            k,
+        })
     }
 
-    fn linear(&mut self, linear: &model::Linear) -> Called<Linear> {
-        self.stacked(&[(linear, 1.0)])
-    }
-
-    /// The two halves of a gated product with their rows in turn, as the epilogue wants them: what is activated first.
-    fn gated(&mut self, linear: &model::Linear) -> Called<Linear> {
-        let (n, k) = (linear.weight.shape()[0], linear.weight.shape()[1]);
-        let rows = |i: usize| [i, n / 2 + i];
-        let part = |row: usize| Part { tensor: linear.weight.rows(row..row + 1), factor: 1.0 };
-        let parts: Vec<Part> = (0..n / 2).flat_map(rows).map(part).collect();
-        let weight = self.halves(&parts)?;
-        let bias = match &linear.bias {
-            Some(bias) => {
-                let bias = bias.to_f32();
-                self.floats(&(0..n / 2).flat_map(rows).map(|row| bias[row]).collect::<Vec<_>>())?
-            }
-            None => Slice::NONE,
+    /// Of `half`, which has rows of `k`: of the weights as they were rounded, so that a row's mean cancels.
+    fn row_sums(&self, k: usize) -> Vec<f32> {
+        let value = |&bits: &u16| match self.element {
+            Element::F16 => f16::from_bits(bits).to_f64(),
+            Element::Bf16 => bf16::from_bits(bits).to_f64(),
         };
-        Ok(Linear { weight, bias, n, k })
+        self.half.chunks_exact(k).map(|row| row.iter().map(value).sum::<f64>() as f32).collect()
     }
 
     fn module(&mut self, module: &model::Module, weights: &ModuleWeights) -> Called<Module> {
         Ok(match (module, weights) {
             (model::Module::Dense(dense), ModuleWeights::Dense { linear, residual }) => Module::Dense {
-                linear: self.linear(linear)?,
+                linear: self.linear(linear, Form::default())?,
                 activation: dense.activation.and_then(support::activation).unwrap_or(0),
                 residual: match residual {
                     Some(weight) => {
                         let plain = model::Linear { weight: weight.clone(), bias: None };
-                        Residual::Projected(self.linear(&plain)?)
+                        Residual::Projected(self.linear(&plain, Form::default())?)
                     }
                     None if dense.use_residual => Residual::Input,
                     None => Residual::None,
@@ -286,16 +283,116 @@ impl Sink<'_> {
     }
 }
 
+/// Every element of a tensor, in blocks.
+fn for_blocks(tensor: &Tensor, mut each: impl FnMut(&mut [f32]) -> Called<()>) -> Called<()> {
+    let mut block = vec![0.0; BLOCK.min(tensor.numel())];
+    let mut first = 0;
+    while first < tensor.numel() {
+        let n = (tensor.numel() - first).min(BLOCK);
+        tensor.read_f32(first, &mut block[..n]);
+        each(&mut block[..n])?;
+        first += n;
+    }
+    Ok(())
+}
+
+/// The power of two that tables of embeddings are stored with, for their f16 to have its range in the right place: the
+/// largest number comes near the top of it. The layernorm over the sum of the three takes it out again.
+fn table_scale(tables: &[&Tensor]) -> f32 {
+    let mut largest = 0f32;
+    for table in tables {
+        let found = for_blocks(table, |block| {
+            let magnitudes = block.iter().map(|v| v.abs()).filter(|v| v.is_finite());
+            largest = magnitudes.fold(largest, f32::max);
+            Ok(())
+        });
+        assert!(found.is_ok(), "nothing is called");
+    }
+    if largest == 0.0 {
+        return 1.0;
+    }
+    // eps times its square has to stay a number
+    let exponent = (TABLE_TOP_EXPONENT - largest.log2().floor()).clamp(-MOST_EXPONENT, MOST_EXPONENT);
+    exponent.exp2()
+}
+
+/// The linears' weights and biases, one below the other.
+fn stack(linears: &[(&model::Linear, f64)], w: &mut [f32], bias: &mut [f64]) {
+    let (mut w, mut bias) = (w, bias);
+    for (linear, factor) in linears {
+        let (rows, k) = (linear.weight.shape()[0], linear.weight.shape()[1]);
+        let (of_it, rest) = w.split_at_mut(rows * k);
+        let (its_bias, rest_of_bias) = bias.split_at_mut(rows);
+        linear.weight.read_f32(0, of_it);
+        if *factor != 1.0 {
+            of_it.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+        if let Some(b) = &linear.bias {
+            for (to, v) in its_bias.iter_mut().zip(b.to_f32()) {
+                *to = f64::from(v) * factor;
+            }
+        }
+        (w, bias) = (rest, rest_of_bias);
+    }
+}
+
+/// Gives weights `[n, k]` and their bias the form.
+fn shape(form: Form<'_>, k: usize, w: &mut Vec<f32>, bias: &mut Vec<f64>) {
+    let n = bias.len();
+    if form.gated {
+        let order = || (0..n / 2).flat_map(|i| [i, n / 2 + i]);
+        *w = order().flat_map(|row| w[row * k..(row + 1) * k].iter().copied()).collect();
+        *bias = order().map(|row| bias[row]).collect();
+    }
+    if form.centred {
+        let mut mean = vec![0f64; k];
+        for row in w.chunks_exact(k) {
+            mean.iter_mut().zip(row).for_each(|(m, &v)| *m += f64::from(v) / n as f64);
+        }
+        for row in w.chunks_exact_mut(k) {
+            row.iter_mut().zip(&mean).for_each(|(v, m)| *v = (f64::from(*v) - m) as f32);
+        }
+        let mean = bias.iter().sum::<f64>() / n as f64;
+        bias.iter_mut().for_each(|b| *b -= mean);
+    }
+    if let Some(norm) = form.folded {
+        let (gamma, beta) = (norm.weight.to_f32(), beta(norm));
+        for (row, bias) in w.chunks_exact_mut(k).zip(bias) {
+            for ((v, gamma), beta) in row.iter_mut().zip(&gamma).zip(&beta) {
+                *bias += f64::from(*v) * f64::from(*beta);
+                *v *= gamma;
+            }
+        }
+    }
+}
+
+/// Zeros where the model has none.
+fn beta(norm: &model::Norm) -> Vec<f32> {
+    norm.bias.as_ref().map_or_else(|| vec![0.0; norm.weight.numel()], Tensor::to_f32)
+}
+
 /// Everything in its order.
 fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Called<Layout> {
     let scale = std::f64::consts::LOG2_E / (desc.head_dim() as f64).sqrt();
     let bias_radius = desc.longest_sequence().saturating_sub(1);
+    let tables: Vec<&Tensor> = std::iter::once(&weights.word_embeddings)
+        .chain(&weights.position_embeddings)
+        .chain(&weights.token_type_embeddings)
+        .collect();
+    let table_scale = if sink.device.is_some() { table_scale(&tables) } else { 1.0 };
+    let folded = folds_layernorms(desc);
+    let mut below: Option<&model::Norm> = None;
     Ok(Layout {
-        word: sink.table(&weights.word_embeddings)?,
-        position: sink.optional_table(weights.position_embeddings.as_ref())?,
-        token_type: sink.optional_table(weights.token_type_embeddings.as_ref())?,
+        word: sink.table(&weights.word_embeddings, table_scale)?,
+        position: sink.optional_table(weights.position_embeddings.as_ref(), table_scale)?,
+        token_type: sink.optional_table(weights.token_type_embeddings.as_ref(), table_scale)?,
         embeddings_norm: sink.norm(&weights.embeddings_norm)?,
-        embeddings_projection: weights.embeddings_projection.as_ref().map(|l| sink.linear(l)).transpose()?,
+        embeddings_eps: desc.layer_norm_eps * table_scale * table_scale,
+        embeddings_projection: weights
+            .embeddings_projection
+            .as_ref()
+            .map(|l| sink.linear(l, Form::default()))
+            .transpose()?,
         attention_bias: match (desc.attention_bias, &weights.relative_attention_bias) {
             (AttentionBias::None, _) => Slice::NONE,
             (AttentionBias::RelativeBuckets, Some(table)) => {
@@ -318,19 +415,28 @@ fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Ca
             .iter()
             .map(|l| {
                 let no_norm = || panic!("of layers with norms behind, none lacks one");
+                let attention_norm = l.attention_norm.as_ref().unwrap_or_else(no_norm);
+                let below = below.replace(&l.output_norm);
+                let plain = Form::default();
+                let before_norm = Form { centred: true, ..plain };
+                let gated = desc.feed_forward == FeedForward::Gated;
                 Ok(Layer {
-                    qkv: sink.stacked(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)])?,
-                    attention_output: sink.linear(&l.attention_output)?,
-                    attention_norm: sink.norm(l.attention_norm.as_ref().unwrap_or_else(no_norm))?,
-                    intermediate: match desc.feed_forward {
-                        FeedForward::Plain => sink.linear(&l.intermediate)?,
-                        FeedForward::Gated => sink.gated(&l.intermediate)?,
-                    },
-                    output: sink.linear(&l.output)?,
+                    qkv: sink.stacked(
+                        &[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)],
+                        Form { folded: below.filter(|_| folded), ..plain },
+                    )?,
+                    attention_output: sink.linear(&l.attention_output, before_norm)?,
+                    attention_norm: sink.norm(attention_norm)?,
+                    intermediate: sink.linear(
+                        &l.intermediate,
+                        Form { gated, folded: folded.then_some(attention_norm), ..plain },
+                    )?,
+                    output: sink.linear(&l.output, before_norm)?,
                     output_norm: sink.norm(&l.output_norm)?,
                 })
             })
             .collect::<Called<_>>()?,
+        folded,
         layer_order: desc.layer_order().collect(),
         modules: desc
             .modules
