@@ -4,7 +4,7 @@
 
 use berthier::Threads;
 use berthier::backend::cpu::Isa;
-use berthier::backend::cpu::bench::{Gemm, HalfGemm, Row, fma_peak, pool, row};
+use berthier::backend::cpu::bench::{Gemm, NarrowGemm, Row, fma_peak, pool, row};
 use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{Activation, Family, ModelDesc, Pooling, Weights};
@@ -36,10 +36,10 @@ fn gemms(c: &mut Criterion) {
                 group.bench_function(BenchmarkId::new(isa.to_string(), format!("{m}x{n}x{k}")), |b| {
                     b.iter(|| gemm.run(activation, residual));
                 });
-                let Some(mut gemm) = HalfGemm::new(isa, m, n, k) else { continue };
-                group.bench_function(BenchmarkId::new(format!("{isa} bf16"), format!("{m}x{n}x{k}")), |b| {
-                    b.iter(|| gemm.run(activation, residual));
-                });
+                for mut gemm in NarrowGemm::all(isa, m, n, k) {
+                    let id = BenchmarkId::new(format!("{isa} {}", gemm.name()), format!("{m}x{n}x{k}"));
+                    group.bench_function(id, |b| b.iter(|| gemm.run(activation, residual)));
+                }
             }
         }
     }

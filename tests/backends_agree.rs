@@ -16,6 +16,8 @@ use std::num::NonZeroUsize;
 const TOLERANCE: f32 = 4e-6;
 /// The same with inputs and weights of the layers' products rounded to bf16, eight bits of mantissa.
 const HALF_TOLERANCE: f32 = 4e-2;
+/// The same in int8: eight bits of the greatest number of a token, or of an output's weights.
+const INT8_TOLERANCE: f32 = 1e-1;
 
 fn desc(hidden: usize, heads: usize, intermediate: usize, layers: usize) -> ModelDesc {
     ModelDesc {
@@ -94,13 +96,17 @@ fn backend_in(
 fn precisions(desc: &ModelDesc, weights: &Weights) -> Vec<(Isa, Precision, f32)> {
     let mut all: Vec<_> = Isa::available().into_iter().map(|isa| (isa, Precision::Fp32, TOLERANCE)).collect();
     for isa in Isa::available() {
-        match backend_in(Precision::Bf16, Device::Cpu, desc, weights, 1, Some(isa)) {
-            Ok(cpu) => {
-                assert_eq!(cpu.precision(), Precision::Bf16, "what was asked for");
-                all.push((isa, Precision::Bf16, HALF_TOLERANCE));
+        for (precision, tolerance) in [(Precision::Bf16, HALF_TOLERANCE), (Precision::Int8, INT8_TOLERANCE)] {
+            match backend_in(precision, Device::Cpu, desc, weights, 1, Some(isa)) {
+                Ok(cpu) => {
+                    assert_eq!(cpu.precision(), precision, "what was asked for");
+                    all.push((isa, precision, tolerance));
+                }
+                // every x86-64 instruction set of ours multiplies bytes
+                Err(Error::InvalidOption { name: "precision", .. })
+                    if precision == Precision::Bf16 || isa == Isa::Portable => {}
+                Err(e) => panic!("{isa}: {e}"),
             }
-            Err(Error::InvalidOption { name: "precision", .. }) => {}
-            Err(e) => panic!("{isa}: {e}"),
         }
     }
     all

@@ -549,7 +549,7 @@ fn devices_and_precisions_are_as_asked_or_refused() {
         ("--device cuda:99", "error: "),
         ("--device tpu", "one of auto, cpu, reference, cuda"),
         ("--device cuda:0,0", "a GPU is named twice"),
-        ("--precision fp8", "one of auto, fp32, fp16, bf16"),
+        ("--precision fp8", "one of auto, fp32, fp16, bf16, int8"),
         ("--precision fp16", "option precision: fp16: the CPU computes in fp32"),
         (
             "--precision bf16 --device reference",

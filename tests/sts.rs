@@ -48,6 +48,11 @@ fn stsb_test_in_bf16_has_the_spearman_of_fp32() {
     check(Precision::Bf16, 0.05);
 }
 
+#[test]
+fn stsb_test_in_int8_has_the_spearman_of_fp32() {
+    check(Precision::Int8, 0.1);
+}
+
 /// Spearman of the test part, as published up to `bound`.
 fn check(precision: Precision, bound: f64) {
     let data =

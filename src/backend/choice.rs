@@ -107,7 +107,7 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// In which numbers weights and activations are held. Sums are fp32 in all of them.
+/// In which numbers weights and activations are held. Sums are fp32 in all of them but [`Int8`](Self::Int8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum Precision {
@@ -121,11 +121,14 @@ pub enum Precision {
     Fp16,
     /// 16 bits, 8 of them significant; the range of fp32.
     Bf16,
+    /// The products of the layers in 8 bits, all else in fp32: weights with a scale for each output, activations with a
+    /// scale and a zero point for each token. Exact sums in 32-bit integers.
+    Int8,
 }
 
 impl Precision {
     /// All that can be asked for.
-    pub const ALL: [Self; 4] = [Self::Auto, Self::Fp32, Self::Fp16, Self::Bf16];
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Fp32, Self::Fp16, Self::Bf16, Self::Int8];
 
     /// The one of `supported` that was asked for, the first for [`Auto`](Self::Auto). `device` is its name in the message.
     ///
@@ -151,6 +154,7 @@ impl fmt::Display for Precision {
             Self::Fp32 => "fp32",
             Self::Fp16 => "fp16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -213,6 +217,6 @@ mod tests {
         for precision in Precision::ALL {
             assert_eq!(precision.to_string().parse::<Precision>().unwrap(), precision);
         }
-        assert!("fp8".parse::<Precision>().unwrap_err().to_string().contains("auto, fp32, fp16, bf16"));
+        assert!("fp8".parse::<Precision>().unwrap_err().to_string().contains("auto, fp32, fp16, bf16, int8"));
     }
 }

@@ -4,6 +4,7 @@ Every engine takes texts and gives normalised sentence vectors in the texts' ord
 its makers say: texts sorted by length, the batch size (and, for ONNX Runtime, the graph) chosen by a sweep.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -117,10 +118,10 @@ def exported(model, cache):
 
 
 class OnnxRuntime:
-    """fp32; pooling and normalisation inside the graph; the exported graph or the one fused by ONNX Runtime's
-    own transformer optimizer, whichever is faster here."""
+    """Pooling and normalisation inside the graph; the exported graph or the one fused by ONNX Runtime's own
+    transformer optimizer, whichever is faster here. In int8 both quantised by its `quantize_dynamic`."""
 
-    def __init__(self, model, cache, threads):
+    def __init__(self, model, cache, threads, int8=False):
         import onnxruntime
 
         self.version = onnxruntime.__version__
@@ -128,13 +129,18 @@ class OnnxRuntime:
         package = f"{self.version}-{version('torch')}"
         plain = exported(model, cache)
         fused = converted(cache, model, f"fused-{package}.onnx", lambda path: self.fuse(model, plain, path))
+        graphs = {"plain": plain, "fused": fused}
+        if int8:
+            for name, path in graphs.items():
+                make = functools.partial(self.quantize, path)
+                graphs[name] = converted(cache, model, f"{name}-int8-{package}.onnx", make)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self.sessions = {
             name: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for name, path in [("plain", plain), ("fused", fused)]
+            for name, path in graphs.items()
         }
         self.settings = [(name, size) for name in self.sessions for size in BATCH_SIZES]
 
@@ -147,6 +153,17 @@ class OnnxRuntime:
         fused = optimize_model(str(plain), model_type="bert", num_heads=heads, hidden_size=hidden)
         print(f"onnxruntime: fused {fused.get_fused_operator_statistics()}", file=sys.stderr)
         fused.save_model_to_file(str(path))
+
+    @staticmethod
+    def quantize(graph, path):
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        # it does not know what the optimizer's fused nodes give
+        floats = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+        quantize_dynamic(
+            str(graph), str(path), per_channel=True, weight_type=QuantType.QInt8, extra_options=floats
+        )
 
     def embed(self, texts, setting):
         session, batch_size = self.sessions[setting[0]], setting[1]
@@ -189,9 +206,9 @@ class OpenVino:
 
 
 class CTranslate2:
-    """float32, its own fused kernels; pooling and normalisation in NumPy."""
+    """float32 or int8, its own fused kernels; pooling and normalisation in NumPy."""
 
-    def __init__(self, model, cache, threads):
+    def __init__(self, model, cache, threads, compute_type="float32"):
         import ctranslate2
 
         check_modules(model)
@@ -200,9 +217,9 @@ class CTranslate2:
         path = converted(cache, model, f"ctranslate2-{self.version}", lambda path: self.convert(model, path))
         self.view = ctranslate2.StorageView
         self.encoder = ctranslate2.Encoder(
-            str(path), device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads
+            str(path), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
         )
-        self.settings = [("float32", size) for size in BATCH_SIZES]
+        self.settings = [(compute_type, size) for size in BATCH_SIZES]
 
     @staticmethod
     def convert(model, path):
@@ -246,6 +263,8 @@ ENGINES = {
     "openvino": OpenVino,
     "ctranslate2": CTranslate2,
     "sentence-transformers": SentenceTransformers,
+    "onnxruntime-int8": functools.partial(OnnxRuntime, int8=True),
+    "ctranslate2-int8": functools.partial(CTranslate2, compute_type="int8"),
 }
 
 

@@ -1,9 +1,10 @@
 //! The kernels for `benches/cpu_kernels.rs`. No part of the library's interface.
 #![allow(missing_docs, reason = "for the benches only")]
+#![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
 
 use super::Isa;
 use super::buffer::Buffer;
-use super::gemm::{HalfKernels, HalfLinear, Linear, Matrix, gemm, half_gemm, scratch_floats};
+use super::gemm::{Linear, Matrix, NarrowKernels, NarrowLinear, gemm, narrow_gemm};
 use super::kernels::Kernels;
 use super::team::Team;
 use super::workspace::row_stride;
@@ -29,10 +30,10 @@ fn linear(n: usize, k: usize) -> model::Linear {
     }
 }
 
-/// As `Gemm`, in bf16.
-pub struct HalfGemm {
-    kernels: &'static HalfKernels,
-    w: HalfLinear,
+/// As `Gemm`, in narrow numbers.
+pub struct NarrowGemm {
+    kernels: &'static NarrowKernels,
+    w: NarrowLinear,
     a: Vec<f32>,
     scratch: Buffer,
     c: Vec<f32>,
@@ -41,14 +42,28 @@ pub struct HalfGemm {
     k: usize,
 }
 
-impl HalfGemm {
-    /// None where the machine cannot.
-    pub fn new(isa: Isa, m: usize, n: usize, k: usize) -> Option<Self> {
-        let kernels = isa.half_kernels()?;
-        let w = HalfLinear::pack(&[(&linear(n, k), 1.0)], Team::One);
-        let scratch = Buffer::zeroed(scratch_floats(m, k));
-        let (a, c) = (vec![0.5; m * row_stride(k)], vec![0.0; m * row_stride(n)]);
-        Some(Self { kernels, w, a, scratch, c, m, n, k })
+impl NarrowGemm {
+    /// One for each of the instruction set's kernels that the machine can run.
+    pub fn all(isa: Isa, m: usize, n: usize, k: usize) -> Vec<Self> {
+        let each = |kernels| {
+            let w = NarrowLinear::pack(&[(&linear(n, k), 1.0)], kernels, Team::One);
+            let scratch = Buffer::zeroed(kernels.numbers.scratch_floats(m, k));
+            let (a, c) = (vec![0.5; m * row_stride(k)], vec![0.0; m * row_stride(n)]);
+            Self { kernels, w, a, scratch, c, m, n, k }
+        };
+        isa.narrow_kernels().into_iter().map(each).collect()
+    }
+
+    /// Of its kernels, with the numbers: `amx-int8`.
+    pub fn name(&self) -> &'static str {
+        self.kernels.name
+    }
+
+    /// Operations of `steps` steps of the loop that does nothing but multiply and add.
+    pub fn peak(&self, steps: usize) -> f64 {
+        // SAFETY: whoever has the table has its features
+        std::hint::black_box(unsafe { (self.kernels.peak)(steps) });
+        (steps * self.kernels.peak_operations) as f64
     }
 
     pub fn flops(&self) -> f64 {
@@ -58,7 +73,7 @@ impl HalfGemm {
     pub fn run(&mut self, activation: Option<Activation>, residual: bool) {
         let a = Matrix::new(&self.a, self.m, self.k, row_stride(self.k));
         let (scratch, stride) = (&mut self.scratch, row_stride(self.n));
-        half_gemm(self.kernels, Team::One, a, &self.w, activation, residual, scratch, &mut self.c, stride);
+        narrow_gemm(Team::One, a, &self.w, activation, residual, scratch, &mut self.c, stride);
     }
 }
 

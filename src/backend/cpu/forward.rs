@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "threads write rows of one matrix")]
 
 use super::buffer::Buffer;
-use super::gemm::{Matrix, Panels, SharedMut, gemm, half_gemm, pack_keys, pack_values};
+use super::gemm::{Matrix, Panels, SharedMut, gemm, narrow_gemm, pack_keys, pack_values};
 use super::kernels::{Epilogue, Kernels};
 use super::team::Team;
 use super::weights::{Module, Norm, Packed, Product, Residual, Rotary};
@@ -380,7 +380,7 @@ fn product(
 ) {
     match w {
         Product::F32(w) => gemm(kernels, team, a, w, activation, residual, out, stride),
-        Product::Bf16(w, half) => half_gemm(half, team, a, w, activation, residual, narrow, out, stride),
+        Product::Narrow(w) => narrow_gemm(team, a, w, activation, residual, narrow, out, stride),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Instruction sets: which there are, which this machine has, and the table of kernels of each.
 
-use super::gemm::HalfKernels;
+use super::gemm::NarrowKernels;
 use super::kernels::Kernels;
 use super::portable;
 use crate::error::{Error, Result};
@@ -84,14 +84,14 @@ impl Isa {
         })
     }
 
-    /// Its kernels for products in bf16, if this machine can run them.
-    pub(super) fn half_kernels(self) -> Option<&'static HalfKernels> {
+    /// Its kernels for products of narrow numbers that this machine can run, of each sort of number the best first.
+    pub(super) fn narrow_kernels(self) -> Vec<&'static NarrowKernels> {
         match self {
+            Self::Portable => Vec::new(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => super::x86_64::amx::kernels(),
+            Self::Avx2 | Self::Avx512 => super::x86_64::narrow_kernels(self),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 => None,
-            Self::Portable | Self::Avx2 => None,
+            Self::Avx2 | Self::Avx512 => Vec::new(),
         }
     }
 

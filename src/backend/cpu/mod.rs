@@ -52,10 +52,6 @@ const LEAST_TILE_TOKENS: usize = 64;
 const MOST_TAKEN: usize = 120;
 /// Sequences up to this length are tiles for one thread; longer ones are shared by all.
 const LONGEST_NARROW: usize = 512;
-/// The first is the default.
-const PRECISIONS: [Precision; 1] = [Precision::Fp32];
-/// Where there are instructions for products in bf16: sums, and all that is no product with weights of a layer, in f32.
-const HALF_PRECISIONS: [Precision; 2] = [Precision::Fp32, Precision::Bf16];
 /// Where the processor does not tell.
 const DEFAULT_L2_BYTES: usize = 1 << 20;
 
@@ -105,11 +101,15 @@ impl CpuBackend {
     pub fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Result<Self> {
         let isa = Isa::choose(options.isa)?;
         let kernels = isa.kernels()?;
-        let precision = match isa.half_kernels() {
-            Some(_) => options.precision.choose("the CPU", &HALF_PRECISIONS)?,
-            None => options.precision.choose("a CPU without AMX", &PRECISIONS)?,
-        };
-        let half = isa.half_kernels().filter(|_| precision == Precision::Bf16);
+        // what is no product with weights of a layer is in f32 whatever the precision
+        let narrow = isa.narrow_kernels();
+        let mut precisions = vec![Precision::Fp32];
+        for precision in [Precision::Bf16, Precision::Int8] {
+            precisions.extend(narrow.iter().any(|k| k.numbers.precision() == precision).then_some(precision));
+        }
+        let precision = options.precision.choose(&format!("{isa} on this CPU"), &precisions)?;
+        let narrow = narrow.into_iter().find(|k| k.numbers.precision() == precision);
+        let numbers = narrow.map(|k| k.numbers);
         let threads = options.threads.clone();
         let longest = desc.longest_sequence();
 
@@ -118,19 +118,19 @@ impl CpuBackend {
         let narrow_tokens = tile_tokens.max(if single { longest } else { longest.min(LONGEST_NARROW) });
         let wide_tokens =
             if single { 0 } else { longest.max(narrow_tokens).max(LEAST_TILE_TOKENS * threads.count()) };
-        let each = |_| Workspace::new(desc, narrow_tokens, half.is_some());
+        let each = |_| Workspace::new(desc, narrow_tokens, numbers);
         let head = |_| HeadScratch::new(desc.head_dim(), longest, kernels.nr);
         Ok(Self {
             desc: desc.clone(),
             isa,
             precision,
             kernels,
-            weights: Packed::new(desc, weights, kernels.nr, half, Team::All(&threads)),
+            weights: Packed::new(desc, weights, kernels.nr, narrow, Team::All(&threads)),
             max_tokens: options.host_batch_tokens(desc),
             tile_tokens,
             narrow: Pool::new((0..threads.count()).map(each).collect()),
             narrow_tokens,
-            wide: Workspace::new(desc, wide_tokens, half.is_some()),
+            wide: Workspace::new(desc, wide_tokens, numbers),
             heads: Pool::new((0..threads.count()).map(head).collect()),
             submitted: None,
             plan: Plan::default(),

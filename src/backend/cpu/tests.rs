@@ -4,8 +4,8 @@
 use super::super::reference;
 use super::buffer::Buffer;
 use super::gemm::{
-    BLOCK, DEPTH, HalfKernels, HalfLinear, Linear, Matrix, PANEL, SharedMut, half_gemm, pack_keys,
-    pack_values, scratch_floats,
+    BLOCK, Linear, Matrix, Narrow, NarrowKernels, NarrowLinear, PANEL, ROW_SCALE_BYTES, STEP_BYTES,
+    SharedMut, narrow_gemm, pack_keys, pack_values,
 };
 use super::kernels::{Epilogue, Kernels};
 use super::team::Team;
@@ -276,18 +276,18 @@ fn gemm_matches_reference() {
     });
 }
 
-/// As `each_isa`, those with products in bf16.
+/// Every kernel for these numbers that the machine can run, not only those that it would use.
 #[allow(clippy::print_stderr, reason = "a test that skips says so")]
-fn each_half_isa(mut f: impl FnMut(Isa, &'static HalfKernels)) {
+fn each_narrow(numbers: Narrow, mut f: impl FnMut(Isa, &'static NarrowKernels)) {
     let mut any = false;
     for isa in Isa::available() {
-        if let Some(kernels) = isa.half_kernels() {
+        for kernels in isa.narrow_kernels().into_iter().filter(|k| k.numbers == numbers) {
             any = true;
             f(isa, kernels);
         }
     }
     if !any {
-        eprintln!("SKIP: no products in bf16 on this machine");
+        eprintln!("SKIP: no products in {numbers:?} on this machine");
     }
 }
 
@@ -296,38 +296,56 @@ fn rounded(x: &[f32]) -> Vec<f32> {
     x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect()
 }
 
-/// `half_gemm` over whole rows of `n`; scratch and output start as NaN.
-fn run_half(
-    kernels: &HalfKernels,
+/// `narrow_gemm` over whole rows of `n`; scratch and output start as NaN.
+fn run_narrow(
+    numbers: Narrow,
     team: Team<'_>,
     a: Matrix<'_>,
-    w: &HalfLinear,
+    w: &NarrowLinear,
     f: Option<Activation>,
     old: Option<&[f32]>,
     n: usize,
 ) -> Vec<f32> {
-    let mut scratch = Buffer::zeroed(scratch_floats(a.rows, a.columns));
+    let mut scratch = Buffer::zeroed(numbers.scratch_floats(a.rows, a.columns));
     scratch.fill(f32::NAN);
     let mut c = old.map_or_else(|| Guarded::nan(a.rows * n), Guarded::new);
-    half_gemm(kernels, team, a, w, f, old.is_some(), &mut scratch, c.get(), n);
+    narrow_gemm(team, a, w, f, old.is_some(), &mut scratch, c.get(), n);
     c.get().to_vec()
 }
 
+/// Calls `f` with (m, n, k) around the edges of blocks, panels and steps, and with some of the models' own.
+fn narrow_shapes(numbers: Narrow, mut f: impl FnMut(usize, usize, usize)) {
+    let depth = numbers.depth();
+    for m in [1, 5, 15, 16, 17, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3] {
+        for n in [1, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL + 17] {
+            for k in [1, 2, 3, depth - 1, depth, depth + 1, 2 * depth + 5] {
+                f(m, n, k);
+            }
+        }
+    }
+    for (m, n, k) in [(50, 1152, 384), (33, 384, 1536), (3, 768, 768)] {
+        f(m, n, k);
+    }
+}
+
+const NARROW_EPILOGUES: [(Option<Activation>, bool); 3] =
+    [(None, false), (None, true), (Some(Activation::Gelu), false)];
+
 #[test]
-fn half_gemm_matches_reference() {
+fn bf16_gemm_matches_reference() {
     let threads = Threads::new(NonZeroUsize::new(3)).unwrap();
-    each_half_isa(|isa, kernels| {
-        let check = |m: usize, n: usize, k: usize| {
+    each_narrow(Narrow::Bf16, |isa, kernels| {
+        narrow_shapes(Narrow::Bf16, |m, n, k| {
             let l = linear(n, k, 5);
-            let packed = HalfLinear::pack(&[(&l, 1.0)], Team::One);
+            let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
             let (weight, bias) = (rounded(&l.weight.to_f32()), l.bias.as_ref().unwrap().to_f32());
             let (a, old) = (random(m * k, 9), random(m * n, 11));
             let exact = rounded(&a);
             let a = Matrix::new(&a, m, k, k);
-            for (f, residual) in [(None, false), (None, true), (Some(Activation::Gelu), false)] {
+            for (f, residual) in NARROW_EPILOGUES {
                 let old = residual.then_some(&old[..]);
-                let one = run_half(kernels, Team::One, a, &packed, f, old, n);
-                let all = run_half(kernels, Team::All(&threads), a, &packed, f, old, n);
+                let one = run_narrow(Narrow::Bf16, Team::One, a, &packed, f, old, n);
+                let all = run_narrow(Narrow::Bf16, Team::All(&threads), a, &packed, f, old, n);
                 for i in 0..m {
                     for j in 0..n {
                         let (x, w) = (&exact[i * k..][..k], &weight[j * k..][..k]);
@@ -340,72 +358,206 @@ fn half_gemm_matches_reference() {
                         let (got, bound) = (one[i * n + j], 1.2 * chain_bound(x, w));
                         let error = (f64::from(got) - want).abs();
                         assert!(error <= bound, "{isa} {m}x{n}x{k} {f:?} {residual} at {i},{j}: {error:e}");
-                        assert_eq!(
-                            got.to_bits(),
-                            all[i * n + j].to_bits(),
-                            "{isa} {m}x{n}x{k} at {i},{j}: threads"
-                        );
                     }
                 }
+                assert_eq!(bits(&one), bits(&all), "{isa} {m}x{n}x{k}: threads");
             }
-        };
-        for m in [1, 15, 16, 17, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3] {
-            for n in [1, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL + 17] {
-                for k in [1, 2, DEPTH - 1, DEPTH, DEPTH + 1, 2 * DEPTH + 5] {
-                    check(m, n, k);
+        });
+    });
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+/// What a row becomes in int8: bytes, scale and zero point.
+fn quantized(row: &[f32]) -> (Vec<i32>, f32, i32) {
+    let least = row.iter().fold(0f32, |a, &x| a.min(x));
+    let greatest = row.iter().fold(0f32, |a, &x| a.max(x));
+    let scale = ((greatest - least) / 255.0).max(1e-30);
+    let zero = (-least * (1.0 / scale)).round_ties_even();
+    let byte = |&x: &f32| x.mul_add(1.0 / scale, zero).round_ties_even().clamp(0.0, 255.0) as i32;
+    (row.iter().map(byte).collect(), scale, zero as i32)
+}
+
+/// What a column of weights becomes: bytes and scale.
+fn quantized_column(weights: &[f32]) -> (Vec<i32>, f32) {
+    let scale = weights.iter().fold(0f32, |a, w| a.max(w.abs())) / 127.0;
+    (weights.iter().map(|w| (w / scale).round_ties_even() as i32).collect(), scale)
+}
+
+/// The product in int8 with sums in i32, as plain as it can be said; no activation.
+fn int8_product(a: Matrix<'_>, l: &model::Linear, old: Option<&[f32]>) -> Vec<f32> {
+    let (n, k) = (l.weight.shape()[0], l.weight.shape()[1]);
+    let columns: Vec<_> = l.weight.to_f32().chunks_exact(k).map(quantized_column).collect();
+    let bias = l.bias.as_ref().unwrap().to_f32();
+    let mut out = Vec::new();
+    for i in 0..a.rows {
+        let (row, scale, zero) = quantized(a.row(i));
+        for (j, (column, column_scale)) in columns.iter().enumerate() {
+            let sum: i32 = row.iter().zip(column).map(|(x, w)| (x - zero) * w).sum();
+            let value = sum as f32 * (scale * column_scale) + bias[j];
+            out.push(value + old.map_or(0.0, |old| old[i * n + j]));
+        }
+    }
+    out
+}
+
+#[test]
+fn int8_gemm_is_exact_and_the_same_on_all() {
+    let threads = Threads::new(NonZeroUsize::new(3)).unwrap();
+    narrow_shapes(Narrow::Int8, |m, n, k| {
+        let l = linear(n, k, 5);
+        // rows of one sign, of both, of great and of small numbers
+        let mut a = random(m * k, 9);
+        for (i, row) in a.chunks_exact_mut(k).enumerate() {
+            let (factor, shift) = [(1.0, 0.0), (100.0, 90.0), (1e-3, -2e-3), (0.0, 0.0)][i % 4];
+            row.iter_mut().for_each(|x| *x = *x * factor + shift);
+        }
+        let (a, old) = (Matrix::new(&a, m, k, k), random(m * n, 11));
+        for (f, residual) in NARROW_EPILOGUES {
+            let old = residual.then_some(&old[..]);
+            let plain = int8_product(a, &l, old);
+            each_narrow(Narrow::Int8, |isa, kernels| {
+                let name = kernels.name;
+                let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
+                let one = run_narrow(Narrow::Int8, Team::One, a, &packed, f, old, n);
+                let all = run_narrow(Narrow::Int8, Team::All(&threads), a, &packed, f, old, n);
+                let mut want = plain.clone();
+                if let Some(f) = f {
+                    isa.kernels().unwrap().activate(f, &mut want);
+                }
+                assert_eq!(bits(&one), bits(&want), "{name} {m}x{n}x{k} {f:?} {residual}");
+                assert_eq!(bits(&one), bits(&all), "{name} {m}x{n}x{k}: threads");
+            });
+        }
+    });
+}
+
+#[test]
+fn int8_gemm_at_the_greatest_sums() {
+    // bytes of 255 and of 0 against weights of ±127, neighbours alike: what saturates pairs of products
+    let k = 4096;
+    let weight: Vec<f32> = (0..2 * k).map(|i| if i < k { 1.0 } else { -1.0 }).collect();
+    let bias = Some(Tensor::from_f32("bias", &[2], &[0.0; 2]));
+    let l = model::Linear { weight: Tensor::from_f32("weight", &[2, k], &weight), bias };
+    let a: Vec<f32> = (0..2 * k).map(|i| if i < k { 255.0 } else { -255.0 }).collect();
+    let a = Matrix::new(&a, 2, k, k);
+    each_narrow(Narrow::Int8, |_, kernels| {
+        let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
+        let c = run_narrow(Narrow::Int8, Team::One, a, &packed, None, None, 2);
+        let most = (255 * 127 * k) as f32 * (1.0 / 127.0);
+        assert_eq!(c, [most, -most, -most, most], "{}", kernels.name);
+    });
+}
+
+#[test]
+fn int8_rows_at_edges() {
+    each_narrow(Narrow::Int8, |_, kernels| {
+        let name = kernels.name;
+        let numbers = |bytes: &[u8]| bytes.iter().map(|&b| i32::from(b)).collect::<Vec<_>>();
+        for n in [1, 7, 8, 15, 16, 17, 63, 64, 65, 384] {
+            for (factor, shift) in
+                [(1.0, 0.0), (0.0, 0.0), (1.0, 3.0), (1e-38, 0.0), (1e37, -1e37), (-5.0, -7.0)]
+            {
+                let x: Vec<f32> = random(n, 4).iter().map(|x| x * factor + shift).collect();
+                let steps = n.next_multiple_of(STEP_BYTES);
+                let mut out = vec![0xaa; steps + ROW_SCALE_BYTES];
+                // SAFETY: the machine has the table's features
+                unsafe { (kernels.narrow)(&x, &mut out) };
+                let (want, scale, zero) = quantized(&x);
+                assert_eq!(numbers(&out[..n]), want, "{name} {n} {factor} {shift}");
+                assert!(out[n..steps].iter().all(|&b| b == 0), "{name} {n}: zeros behind the row");
+                assert_eq!(out[steps..steps + 4], scale.to_ne_bytes(), "{name} {n} {factor} {shift}");
+                assert_eq!(out[steps + 4..], zero.to_ne_bytes(), "{name} {n} {factor} {shift}");
+            }
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, n / 2, n - 1] {
+                    let mut x = random(n, 4);
+                    x[at] = bad;
+                    let mut out = vec![0; n.next_multiple_of(STEP_BYTES) + ROW_SCALE_BYTES];
+                    // SAFETY: the machine has the table's features
+                    unsafe { (kernels.narrow)(&x, &mut out) };
+                    let scale = &out[out.len() - ROW_SCALE_BYTES..][..4];
+                    assert!(
+                        f32::from_ne_bytes(scale.try_into().unwrap()).is_nan(),
+                        "{name}: {bad} at {at} of {n}"
+                    );
                 }
             }
         }
-        for (m, n, k) in [(50, 1152, 384), (33, 384, 1536), (3, 768, 768)] {
-            check(m, n, k);
+    });
+}
+
+#[test]
+fn int8_weights_that_are_not_finite_give_nan() {
+    each_narrow(Narrow::Int8, |_, kernels| {
+        let (n, k) = (5, 70);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut weight = random(n * k, 6);
+            weight[2 * k + 69] = bad;
+            weight[3 * k..4 * k].fill(0.0);
+            let l = model::Linear { weight: Tensor::from_f32("weight", &[n, k], &weight), bias: None };
+            let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
+            let a = random(k, 7);
+            let c = run_narrow(Narrow::Int8, Team::One, Matrix::new(&a, 1, k, k), &packed, None, None, n);
+            let nan: Vec<bool> = c.iter().map(|v| v.is_nan()).collect();
+            assert_eq!(nan, [false, false, true, false, false], "{}", kernels.name);
+            assert_eq!(c[3], 0.0, "{}: weights of 0", kernels.name);
         }
     });
 }
 
 #[test]
-fn half_gemm_rows_do_not_depend_on_their_neighbours() {
-    each_half_isa(|isa, kernels| {
-        let (n, k) = (2 * PANEL + 3, 3 * DEPTH + 7);
-        let packed = HalfLinear::pack(&[(&linear(n, k, 2), 1.0)], Team::One);
-        let (row, mut want) = (random(k, 21), None);
-        for m in 1..=2 * BLOCK + 1 {
-            for place in [0, m / 2, m - 1] {
-                // NaN around it: nothing of another row comes in
-                let mut a = vec![f32::NAN; m * k];
-                a[place * k..][..k].copy_from_slice(&row);
-                let a = Matrix::new(&a, m, k, k);
-                let c = run_half(kernels, Team::One, a, &packed, Some(Activation::Gelu), None, n);
-                let bits: Vec<u32> = c[place * n..][..n].iter().map(|v| v.to_bits()).collect();
-                assert_eq!(*want.get_or_insert_with(|| bits.clone()), bits, "{isa}: row {place} of {m}");
+fn narrow_gemm_rows_do_not_depend_on_their_neighbours() {
+    for numbers in [Narrow::Bf16, Narrow::Int8] {
+        each_narrow(numbers, |_, kernels| {
+            let (n, k) = (2 * PANEL + 3, 3 * numbers.depth() + 7);
+            let packed = NarrowLinear::pack(&[(&linear(n, k, 2), 1.0)], kernels, Team::One);
+            let (row, mut want) = (random(k, 21), None);
+            for m in 1..=2 * BLOCK + 1 {
+                for place in [0, m / 2, m - 1] {
+                    // NaN around it: nothing of another row comes in
+                    let mut a = vec![f32::NAN; m * k];
+                    a[place * k..][..k].copy_from_slice(&row);
+                    let a = Matrix::new(&a, m, k, k);
+                    let c = run_narrow(numbers, Team::One, a, &packed, Some(Activation::Gelu), None, n);
+                    let got = bits(&c[place * n..][..n]);
+                    let want = want.get_or_insert_with(|| got.clone());
+                    assert_eq!(*want, got, "{}: row {place} of {m}", kernels.name);
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 #[test]
-fn half_gemm_of_parts_is_scaled_before_it_is_rounded() {
-    each_half_isa(|isa, kernels| {
-        let (h, k, m) = (21, 40, 5);
-        let parts = [linear(h, k, 1), linear(h, k, 3)];
-        let fused = HalfLinear::pack(&[(&parts[0], 0.3), (&parts[1], 1.0)], Team::One);
-        let a = random(m * k, 9);
-        let a = Matrix::new(&a, m, k, k);
-        let c = run_half(kernels, Team::One, a, &fused, None, None, 2 * h);
-        for (at, (part, factor)) in parts.iter().zip([0.3, 1.0]).enumerate() {
-            let scaled = |t: &Tensor| -> Vec<f32> {
-                t.to_f32().iter().map(|&x| (f64::from(x) * factor) as f32).collect()
-            };
-            let one = model::Linear {
-                weight: Tensor::from_f32("w", &[h, k], &scaled(&part.weight)),
-                bias: Some(Tensor::from_f32("b", &[h], &scaled(part.bias.as_ref().unwrap()))),
-            };
-            let want =
-                run_half(kernels, Team::One, a, &HalfLinear::pack(&[(&one, 1.0)], Team::One), None, None, h);
-            for i in 0..m {
-                assert_eq!(c[i * 2 * h + at * h..][..h], want[i * h..][..h], "{isa}: part {at}, row {i}");
+fn narrow_gemm_of_parts_is_scaled_before_it_is_rounded() {
+    for numbers in [Narrow::Bf16, Narrow::Int8] {
+        each_narrow(numbers, |_, kernels| {
+            let (h, k, m) = (21, 40, 5);
+            let parts = [linear(h, k, 1), linear(h, k, 3)];
+            let fused = NarrowLinear::pack(&[(&parts[0], 0.3), (&parts[1], 1.0)], kernels, Team::One);
+            let a = random(m * k, 9);
+            let a = Matrix::new(&a, m, k, k);
+            let c = run_narrow(numbers, Team::One, a, &fused, None, None, 2 * h);
+            for (at, (part, factor)) in parts.iter().zip([0.3, 1.0]).enumerate() {
+                let scaled = |t: &Tensor| -> Vec<f32> {
+                    t.to_f32().iter().map(|&x| (f64::from(x) * factor) as f32).collect()
+                };
+                let one = model::Linear {
+                    weight: Tensor::from_f32("w", &[h, k], &scaled(&part.weight)),
+                    bias: Some(Tensor::from_f32("b", &[h], &scaled(part.bias.as_ref().unwrap()))),
+                };
+                let one = NarrowLinear::pack(&[(&one, 1.0)], kernels, Team::One);
+                let want = run_narrow(numbers, Team::One, a, &one, None, None, h);
+                for i in 0..m {
+                    let got = &c[i * 2 * h + at * h..][..h];
+                    assert_eq!(got, &want[i * h..][..h], "{}: part {at}, row {i}", kernels.name);
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 #[test]

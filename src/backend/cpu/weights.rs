@@ -1,7 +1,7 @@
 //! The model's weights in the kernels' layout.
 
 use super::buffer::Buffer;
-use super::gemm::{HalfKernels, HalfLinear, Linear};
+use super::gemm::{Linear, NarrowKernels, NarrowLinear};
 use super::team::Team;
 use crate::model::{
     self, Activation, AttentionBias, ModelDesc, ModuleWeights, Positions, Tensor, alibi_slope,
@@ -95,26 +95,26 @@ impl Module {
 /// A product of a layer.
 pub(super) enum Product {
     F32(Linear),
-    Bf16(HalfLinear, &'static HalfKernels),
+    Narrow(NarrowLinear),
 }
 
 impl Product {
     fn pack(
         parts: &[(&model::Linear, f64)],
         nr: usize,
-        half: Option<&'static HalfKernels>,
+        narrow: Option<&'static NarrowKernels>,
         team: Team<'_>,
     ) -> Self {
-        match half {
+        match narrow {
             None => Self::F32(Linear::pack(parts, nr, team)),
-            Some(kernels) => Self::Bf16(HalfLinear::pack(parts, team), kernels),
+            Some(kernels) => Self::Narrow(NarrowLinear::pack(parts, kernels, team)),
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
             Self::F32(linear) => linear.bytes(),
-            Self::Bf16(linear, _) => linear.bytes(),
+            Self::Narrow(linear) => linear.bytes(),
         }
     }
 }
@@ -219,22 +219,22 @@ fn attention_bias(desc: &ModelDesc, weights: &model::Weights) -> Buffer {
 }
 
 impl Packed {
-    /// Packs the layers' products for `half` kernels where there are some; all others are in f32.
+    /// Packs the layers' products for `narrow` kernels where there are some; all others are in f32.
     pub(super) fn new(
         desc: &ModelDesc,
         weights: &model::Weights,
         nr: usize,
-        half: Option<&'static HalfKernels>,
+        narrow: Option<&'static NarrowKernels>,
         team: Team<'_>,
     ) -> Self {
         let scale = 1.0 / (desc.head_dim() as f64).sqrt();
         let linear = |l: &model::Linear| Linear::pack(&[(l, 1.0)], nr, team);
-        let product = |l: &model::Linear| Product::pack(&[(l, 1.0)], nr, half, team);
+        let product = |l: &model::Linear| Product::pack(&[(l, 1.0)], nr, narrow, team);
         let layer = |l: &model::Layer| {
             let layer = Layer {
                 qkv: {
                     let scale = if l.query_norm.is_some() { 1.0 } else { scale };
-                    Product::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, half, team)
+                    Product::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, narrow, team)
                 },
                 query_key_norms: match (&l.query_norm, &l.key_norm) {
                     (Some(query), Some(key)) => Some([Norm::scaled(query, scale), Norm::new(key)]),

@@ -1,7 +1,7 @@
 //! Activation buffers, made once at load; the steady state allocates nothing.
 
 use super::buffer::Buffer;
-use super::gemm::{Matrix, SharedMut, scratch_floats};
+use super::gemm::{Matrix, Narrow, SharedMut};
 use crate::model::ModelDesc;
 use std::sync::{Mutex, PoisonError};
 
@@ -29,7 +29,7 @@ pub(super) struct Workspace {
     /// else empty
     pub(super) sum: Buffer,
     pub(super) embedding_stride: usize,
-    /// Rows of a product's input in bf16; empty where products are in f32
+    /// Rows of a product's input, rounded; empty where products are in f32
     pub(super) narrow: Buffer,
     /// Pooled vectors on their way through the modules behind the pooling, `[tokens, widest]` each: input and
     /// output of a product. Of no size where there is no module.
@@ -38,7 +38,7 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    pub(super) fn new(desc: &ModelDesc, tokens: usize, half: bool) -> Self {
+    pub(super) fn new(desc: &ModelDesc, tokens: usize, numbers: Option<Narrow>) -> Self {
         let x_stride = row_stride(desc.hidden_size);
         let qkv_stride = row_stride(3 * desc.hidden_size);
         let inner_stride = row_stride(desc.inner_width());
@@ -66,11 +66,9 @@ impl Workspace {
             inner_stride,
             sum: Buffer::zeroed(if desc.pooled_layers > 1 { tokens * x_stride } else { 0 }),
             embedding_stride,
-            narrow: Buffer::zeroed(if half {
-                scratch_floats(tokens, desc.hidden_size.max(desc.intermediate_size))
-            } else {
-                0
-            }),
+            narrow: Buffer::zeroed(numbers.map_or(0, |numbers| {
+                numbers.scratch_floats(tokens, desc.hidden_size.max(desc.intermediate_size))
+            })),
             pooled: [pooled(), pooled()],
             pooled_stride,
         }

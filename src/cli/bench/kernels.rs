@@ -46,7 +46,7 @@ pub(super) fn measure(
     row_kernels(&mut all, isa, desc, samples);
 
     let mut table = format!(
-        "{isa}, one thread; {samples} samples of {} ms\n\n{:<22} {:>16} {:>9} {:>9} {:>14} {:>7}\n",
+        "{isa}, one thread; {samples} samples of {} ms\n\n{:<29} {:>16} {:>9} {:>9} {:>14} {:>7}\n",
         SAMPLE_SECONDS * 1e3,
         "kernel",
         "shape",
@@ -64,7 +64,7 @@ pub(super) fn measure(
         // a String takes every write
         let _ = writeln!(
             table,
-            "{:<22} {:>16} {:>9.2} {:>9.2} {:>14} {:>7}",
+            "{:<29} {:>16} {:>9.2} {:>9.2} {:>14} {:>7}",
             m.name,
             m.shape,
             middle * 1e6,
@@ -102,18 +102,19 @@ fn products(all: &mut Vec<Measured>, isa: Isa, desc: &ModelDesc, m: usize, sampl
         ("intermediate", wide, h, act, false),
         ("output", h, i, None, true),
     ] {
+        let mut push = |name: String, work: f64, unit, roof: f64, seconds: Vec<f64>| {
+            let shape = format!("{m}x{n}x{k}");
+            all.push(Measured { name, shape, work, unit, seconds, roof: Some(roof) });
+        };
         let mut gemm = bench::Gemm::new(isa, m, n, k);
-        let roof = peak(isa);
+        let roof = peak(|| bench::fma_peak(isa, PEAK_STEPS));
         let seconds = time(samples, || gemm.run(activation, residual));
-        let shape = format!("{m}x{n}x{k}");
-        all.push(Measured {
-            name: name.into(),
-            shape,
-            work: gemm.flops(),
-            unit: "GFLOP/s",
-            seconds,
-            roof: Some(roof),
-        });
+        push(name.into(), gemm.flops(), "GFLOP/s", roof, seconds);
+        for mut gemm in bench::NarrowGemm::all(isa, m, n, k) {
+            let roof = peak(|| gemm.peak(PEAK_STEPS));
+            let seconds = time(samples, || gemm.run(activation, residual));
+            push(format!("{name}, {}", gemm.name()), gemm.flops(), "GOP/s", roof, seconds);
+        }
     }
 }
 
@@ -156,11 +157,12 @@ fn row_kernels(all: &mut Vec<Measured>, isa: Isa, desc: &ModelDesc, samples: usi
     });
 }
 
-/// GFLOP/s of multiply-adds in registers: the best of a few samples, as it is a limit.
-fn peak(isa: Isa) -> f64 {
+/// 10⁹ operations a second of a loop in registers that returns how many it did: the best of a few samples, as it is a
+/// limit.
+fn peak(operations: impl Fn() -> f64) -> f64 {
     let run = || {
         let clock = Instant::now();
-        bench::fma_peak(isa, PEAK_STEPS) / clock.elapsed().as_secs_f64() / 1e9
+        operations() / clock.elapsed().as_secs_f64() / 1e9
     };
     (0..5).map(|_| run()).fold(0.0, f64::max)
 }
@@ -203,7 +205,7 @@ mod tests {
     #[test]
     fn peak_is_a_speed() {
         for &isa in &Isa::available() {
-            let peak = peak(isa);
+            let peak = peak(|| bench::fma_peak(isa, PEAK_STEPS));
             assert!(peak > 0.01 && peak < 1e5, "{isa}: {peak}");
         }
     }

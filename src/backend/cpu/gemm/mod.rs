@@ -4,10 +4,13 @@
 //! cut: any split over threads gives the same bits.
 #![allow(unsafe_code, reason = "threads write parts of one matrix")]
 
-mod half;
+mod narrow;
 mod pack;
 
-pub(super) use half::{BLOCK, DEPTH, HalfKernels, HalfLinear, HalfProduct, PANEL, half_gemm, scratch_floats};
+pub(super) use narrow::{
+    BLOCK, Narrow, NarrowKernels, NarrowLinear, NarrowProduct, PANEL, ROW_SCALE_BYTES, RowScale, STEP_BYTES,
+    TILE_BYTES, narrow_gemm,
+};
 pub(super) use pack::{Linear, pack_keys, pack_values};
 
 use super::kernels::{Epilogue, Kernels};

@@ -313,7 +313,7 @@ fn product<V: Vector>(v: V, x: V::F, sigma: V::F) -> V::F {
 /// Not a function that takes `f`: called through `impl Fn`, it is compiled on its own, without the
 /// instruction set's features, and each of its intrinsics becomes a call.
 macro_rules! map {
-    ($v:ident, $x:ident, $f:path) => {{
+    ($v:ident, $x:ident, $f:ident) => {{
         let mut chunks = $x.chunks_exact_mut(V::LANES);
         for c in &mut chunks {
             $v.store($f($v, $v.load(c)), c);
@@ -330,16 +330,30 @@ pub(in super::super) fn exp_slice<V: Vector>(v: V, x: &mut [f32]) {
     map!(v, x, exp);
 }
 
+/// `$body` with `$kernel` the function of the activation.
+macro_rules! with_activation {
+    ($f:expr, $kernel:ident, $body:expr) => {
+        with_activation!(@ $f, $kernel, $body,
+            Gelu gelu, GeluTanh gelu_tanh, QuickGelu quick_gelu, Relu relu, Silu silu, Tanh tanh, Sigmoid sigmoid)
+    };
+    (@ $f:expr, $kernel:ident, $body:expr, $($variant:ident $function:ident),*) => {
+        match $f {
+            $(Activation::$variant => {
+                use self::$function as $kernel;
+                $body
+            })*
+        }
+    };
+}
+
 /// f of each element.
 #[inline(always)]
 pub(in super::super) fn activate<V: Vector>(v: V, f: Activation, x: &mut [f32]) {
-    match f {
-        Activation::Gelu => map!(v, x, gelu),
-        Activation::GeluTanh => map!(v, x, gelu_tanh),
-        Activation::QuickGelu => map!(v, x, quick_gelu),
-        Activation::Relu => map!(v, x, relu),
-        Activation::Silu => map!(v, x, silu),
-        Activation::Tanh => map!(v, x, tanh),
-        Activation::Sigmoid => map!(v, x, sigmoid),
-    }
+    with_activation!(f, kernel, map!(v, x, kernel))
+}
+
+/// f of each lane.
+#[inline(always)]
+pub(super) fn activate_vector<V: Vector>(v: V, f: Activation, x: V::F) -> V::F {
+    with_activation!(f, kernel, kernel(v, x))
 }

@@ -11,7 +11,7 @@ pub(in super::super) struct Avx2(());
 impl Avx2 {
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(())
     }
 }

@@ -1,8 +1,23 @@
 //! The x86-64 instruction sets: the only place with intrinsics.
 
-pub(super) mod amx;
+use super::Isa;
+use super::gemm::NarrowKernels;
+
+mod amx;
 pub(super) mod avx2;
 pub(super) mod avx512;
+mod int8;
+
+/// Kernels for narrow numbers that this machine can run, of each sort of number the best first. Those of one instruction
+/// set give the same bits: which of them a machine has is no part of a vector's name.
+pub(super) fn narrow_kernels(isa: Isa) -> Vec<&'static NarrowKernels> {
+    let mut all = match isa {
+        Isa::Avx512 => amx::kernels(),
+        Isa::Avx2 | Isa::Portable => Vec::new(),
+    };
+    all.extend(int8::kernels(isa));
+    all
+}
 
 /// Bytes of one core's level 2 cache, as the processor tells (Intel and AMD alike: leaf 0x8000_0006).
 pub(super) fn l2_bytes() -> Option<usize> {

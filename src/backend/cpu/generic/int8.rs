@@ -1,0 +1,214 @@
+//! int8: rows to bytes, and products of bytes in registers, exact in i32.
+#![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
+
+use super::super::gemm::{NarrowProduct, PANEL, ROW_SCALE_BYTES, RowScale, STEP_BYTES, TILE_BYTES};
+use super::super::vector::{MAX_LANES, Vector};
+use super::gemm::{PEAK_CHAINS, RowSums, each_row, finish_row};
+
+/// What bytes and their sums need of an instruction set besides.
+pub(in super::super) trait Int8Vector: Vector {
+    /// The nearest integers, ties to even, of `LANES` floats over the first bytes of `out`, cut to 0 to 255; NaN is 0.
+    fn store_bytes(self, x: Self::F, out: &mut [u8]);
+
+    /// `sums` − `zero` · `columns`, exact in i32, as floats; the first `LANES` of each.
+    fn centred(self, sums: &[i32], columns: &[i32], zero: i32) -> Self::F;
+}
+
+/// A row's scale is at least this: its inverse is finite, and so are floats times that.
+const LEAST_SCALE: f32 = 1e-30;
+
+/// byte = round(x / scale + zero), so that the row's range with 0 in it becomes 0 to 255; zeros (of the product's, not of
+/// the row's) behind them, and behind these the [`RowScale`].
+#[inline(always)]
+pub(in super::super) fn quantize_row<V: Int8Vector>(v: V, x: &[f32], out: &mut [u8]) {
+    let (bytes, scale_bytes) = out.split_at_mut(out.len() - ROW_SCALE_BYTES);
+    let (bytes, rest) = bytes.split_at_mut(x.len());
+    let (mut least, mut greatest, mut broken) = (v.splat(0.0), v.splat(0.0), v.splat(0.0));
+    let mut take = |x: V::F| {
+        // the row's number comes first: NaN leaves the second
+        least = v.min(x, least);
+        greatest = v.max(x, greatest);
+        broken = v.mul_add(x, v.splat(0.0), broken);
+    };
+    let mut chunks = x.chunks_exact(V::LANES);
+    for c in &mut chunks {
+        take(v.load(c));
+    }
+    if !chunks.remainder().is_empty() {
+        take(v.load_tail(chunks.remainder(), 0.0));
+    }
+    let below = v.greatest(v.sub(v.splat(0.0), least));
+    let scale = ((v.greatest(greatest) + below) / 255.0).max(LEAST_SCALE);
+    let inverse = 1.0 / scale;
+    let zero = (below * inverse).round_ties_even();
+
+    let (inverse, shift) = (v.splat(inverse), v.splat(zero));
+    let mut out = bytes.chunks_exact_mut(V::LANES);
+    let mut chunks = x.chunks_exact(V::LANES);
+    for (out, c) in (&mut out).zip(&mut chunks) {
+        v.store_bytes(v.mul_add(v.load(c), inverse, shift), out);
+    }
+    let out = out.into_remainder();
+    if !out.is_empty() {
+        let mut tail = [0; MAX_LANES];
+        v.store_bytes(v.mul_add(v.load_tail(chunks.remainder(), 0.0), inverse, shift), &mut tail);
+        out.copy_from_slice(&tail[..out.len()]);
+    }
+    rest.fill(0);
+    let scale = RowScale { scale: scale + v.sum(broken), zero: zero as i32 };
+    scale_bytes[..4].copy_from_slice(&scale.scale.to_ne_bytes());
+    scale_bytes[4..].copy_from_slice(&scale.zero.to_ne_bytes());
+}
+
+/// A row's sums of bytes with what makes them numbers: (sum − zero · column's sum) · (row's scale · column's scale).
+#[derive(Clone, Copy)]
+pub(in super::super) struct QuantizedRow<'a> {
+    pub(in super::super) sums: &'a [i32],
+    pub(in super::super) row: RowScale,
+    /// Scales and sums.
+    pub(in super::super) columns: (&'a [f32], &'a [i32]),
+}
+
+impl RowSums for QuantizedRow<'_> {
+    #[inline(always)]
+    fn get<V: Int8Vector>(self, v: V, at: usize) -> V::F {
+        let (scales, sums) = self.columns;
+        let scale = v.mul(v.splat(self.row.scale), v.load(&scales[at..]));
+        v.mul(v.centred(&self.sums[at..], &sums[at..], self.row.zero), scale)
+    }
+}
+
+/// Products of bytes of one instruction set: a token, as [`Vector`] is.
+pub(in super::super) trait Dot: Copy {
+    /// With sums of as many columns as it has lanes.
+    type V: Int8Vector;
+    type Sums: Copy;
+    /// Four bytes of a row, and of each of `LANES` columns, as `dot` wants them.
+    type Row: Copy;
+    type Columns: Copy;
+
+    fn vector(self) -> Self::V;
+    fn zero(self) -> Self::Sums;
+
+    /// # Safety
+    /// Four readable bytes at `p`.
+    unsafe fn row(self, p: *const u8) -> Self::Row;
+
+    /// # Safety
+    /// 4 · `LANES` readable bytes at `p`.
+    unsafe fn columns(self, p: *const u8) -> Self::Columns;
+
+    /// sums + Σ row · column over the four, a row's bytes unsigned and a column's signed; exact.
+    fn dot(self, sums: Self::Sums, row: Self::Row, columns: Self::Columns) -> Self::Sums;
+
+    /// Over the first `LANES` of `out`.
+    fn store(self, sums: Self::Sums, out: &mut [i32]);
+}
+
+/// Vectors of columns that a tile of sums is wide.
+const NV: usize = 2;
+/// Rows of a tile of weights: groups of four of k.
+const GROUPS: usize = TILE_BYTES / STEP_BYTES;
+
+/// See [`NarrowKernels`](super::super::gemm::NarrowKernels): `MR` rows by two vectors of columns at a time, over all of k.
+///
+/// Bound by the ports that multiply: MR · 2 products of four bytes a column for MR + 2 loads.
+///
+/// # Safety
+/// The product's contract, over bytes.
+#[inline(always)]
+pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize>(d: D, p: &NarrowProduct<'_>) {
+    let v = d.vector();
+    let lanes = D::V::LANES;
+    for panel in 0..p.panels {
+        let b = p.b.wrapping_add(panel * p.steps * 2 * TILE_BYTES);
+        let column = panel * PANEL;
+        let bias = &p.bias[column..][..PANEL];
+        let columns = PANEL.min(p.columns - column);
+        let mut done = 0;
+        while done < p.rows {
+            // a last tile that would hang over starts earlier; only what it has more is finished
+            let first = done.min(p.rows.saturating_sub(MR));
+            let mut sums = [[0; PANEL]; MR];
+            for part in (0..PANEL).step_by(NV * lanes) {
+                let at = [part, part + lanes].map(|c| c / 16 * TILE_BYTES + c % 16 * 4);
+                let a = p.a.wrapping_add(first * p.a_stride);
+                // SAFETY: MR rows, or as many as a block has, which are there; the panel's tiles
+                let tile =
+                    unsafe { dot_tile::<D, MR>(d, a, p.a_stride, at.map(|at| b.wrapping_add(at)), p.steps) };
+                for (row, tile) in sums.iter_mut().zip(tile) {
+                    for (j, sum) in tile.into_iter().enumerate() {
+                        d.store(sum, &mut row[part + j * lanes..]);
+                    }
+                }
+            }
+            let end = p.rows.min(first + MR);
+            for row in done..end {
+                let sums = QuantizedRow {
+                    sums: &sums[row - first],
+                    // SAFETY: a row of the product
+                    row: unsafe { p.row_scale(row) },
+                    columns: p.panel_int8(panel),
+                };
+                let c = p.c.wrapping_add(row * p.c_stride + column);
+                // SAFETY: `columns` floats of a row of `c`, which is ours alone
+                let c = unsafe { std::slice::from_raw_parts_mut(c, columns) };
+                finish_row(v, sums, bias, p.activation, p.residual, c);
+            }
+            done = end;
+        }
+    }
+}
+
+/// Sums of `MR` rows of `a` and two vectors of columns.
+///
+/// # Safety
+/// `steps` steps of MR rows, `a_stride` bytes apart, and of the panel's two tiles, in which both of `b` point to the
+/// columns.
+#[inline(always)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
+unsafe fn dot_tile<D: Dot, const MR: usize>(
+    d: D,
+    a: *const u8,
+    a_stride: usize,
+    b: [*const u8; NV],
+    steps: usize,
+) -> [[D::Sums; NV]; MR] {
+    let mut acc = [[d.zero(); NV]; MR];
+    for group in 0..steps * GROUPS {
+        let (step, line) = (group / GROUPS, group % GROUPS);
+        let (at, weights) = (group * 4, step * 2 * TILE_BYTES + line * STEP_BYTES);
+        // SAFETY: by the contract
+        unsafe {
+            let w = [d.columns(b[0].add(weights)), d.columns(b[1].add(weights))];
+            each_row!(I, {
+                let x = d.row(a.add(I * a_stride + at));
+                for j in 0..NV {
+                    acc[I][j] = d.dot(acc[I][j], x, w[j]);
+                }
+            });
+        }
+    }
+    acc
+}
+
+/// See [`NarrowKernels`](super::super::gemm::NarrowKernels): a product of four bytes a column in each of the chains.
+#[inline(always)]
+pub(in super::super) fn dot_peak<D: Dot>(d: D, steps: usize) -> f32 {
+    let bytes = std::hint::black_box([3u8; 4 * MAX_LANES]);
+    // SAFETY: four bytes, and as many as the most lanes have
+    let (row, columns) = unsafe { (d.row(bytes.as_ptr()), d.columns(bytes.as_ptr())) };
+    let mut acc = [d.zero(); PEAK_CHAINS];
+    for _ in 0..steps {
+        for a in &mut acc {
+            *a = d.dot(*a, row, columns);
+        }
+    }
+    let mut total = 0i32;
+    for a in acc {
+        let mut sums = [0; MAX_LANES];
+        d.store(a, &mut sums);
+        total = total.wrapping_add(sums[0]);
+    }
+    total as f32
+}

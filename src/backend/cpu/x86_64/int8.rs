@@ -1,0 +1,182 @@
+//! Products of bytes with `vpdpbusd` (AVX-512 VNNI, AVX-VNNI), and where that is not there with `vpmaddwd` on bytes that
+//! were widened to sixteen bits; none of them saturates. `vpmaddubsw` would: its pairs reach 2 · 255 · 127.
+
+use super::super::Isa;
+use super::super::gemm::{Narrow, NarrowKernels};
+use super::super::generic::{Dot, Int8Vector, PEAK_CHAINS, dot_peak, dot_product, quantize_row};
+use super::avx2::Avx2;
+use super::avx512::Avx512;
+use std::arch::x86_64::*;
+
+/// A function that is one intrinsic (or a few) and needs nothing but the features that its token proves.
+macro_rules! op {
+    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, $body:expr) => {
+        #[inline(always)]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            // SAFETY: the token proves the features; slices are as long as asserted
+            unsafe { $body }
+        }
+    };
+}
+
+impl Int8Vector for Avx512 {
+    op!(store_bytes(x: __m512, out: &mut [u8]) -> (), {
+        assert!(out.len() >= 16, "room for a vector");
+        let q = _mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512());
+        _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(q))
+    });
+    op!(centred(sums: &[i32], columns: &[i32], zero: i32) -> __m512, {
+        assert!(sums.len() >= 16 && columns.len() >= 16, "a vector's worth of sums");
+        let columns = _mm512_mullo_epi32(_mm512_loadu_si512(columns.as_ptr().cast()), _mm512_set1_epi32(zero));
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), columns))
+    });
+}
+
+impl Int8Vector for Avx2 {
+    op!(store_bytes(x: __m256, out: &mut [u8]) -> (), {
+        assert!(out.len() >= 8, "room for a vector");
+        let q = _mm256_cvtps_epi32(x);
+        let q = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+        _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packus_epi16(q, q))
+    });
+    op!(centred(sums: &[i32], columns: &[i32], zero: i32) -> __m256, {
+        assert!(sums.len() >= 8 && columns.len() >= 8, "a vector's worth of sums");
+        let columns = _mm256_mullo_epi32(_mm256_loadu_si256(columns.as_ptr().cast()), _mm256_set1_epi32(zero));
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(sums.as_ptr().cast()), columns))
+    });
+}
+
+/// A token around a vector's, with the functions that a table takes: the features; the sums, rows and columns; how four
+/// bytes of a row and of columns are read from memory and multiplied; the rows of a tile.
+macro_rules! dot {
+    (
+        $token:ident($vector:ident), $table:ident, $name:literal, $features:literal, $mr:literal, $sums:ty, $operand:ty,
+        zero $zero:expr, row |$row:ident| $read_row:expr, columns |$columns:ident| $read_columns:expr,
+        dot |$acc:ident, $x:ident, $w:ident| $dot:expr, store |$sum:ident, $out:ident| $store:expr
+    ) => {
+        #[doc = concat!("Proof that the machine has ", $features, ".")]
+        #[derive(Clone, Copy)]
+        struct $token($vector);
+
+        impl Dot for $token {
+            type V = $vector;
+            type Sums = $sums;
+            type Row = $operand;
+            type Columns = $operand;
+
+            #[inline(always)]
+            fn vector(self) -> $vector {
+                self.0
+            }
+
+            #[inline(always)]
+            #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+            unsafe fn row(self, $row: *const u8) -> $operand {
+                // SAFETY: the token proves the features; readable bytes, by the caller's contract
+                unsafe { $read_row }
+            }
+
+            #[inline(always)]
+            #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+            unsafe fn columns(self, $columns: *const u8) -> $operand {
+                // SAFETY: as in `row`
+                unsafe { $read_columns }
+            }
+
+            op!(zero() -> $sums, $zero);
+            op!(dot($acc: $sums, $x: $operand, $w: $operand) -> $sums, $dot);
+            op!(store($sum: $sums, $out: &mut [i32]) -> (), {
+                assert!($out.len() >= size_of::<$sums>() / 4, "room for a vector");
+                $store
+            });
+        }
+
+        static $table: NarrowKernels = {
+            #[target_feature(enable = $features)]
+            unsafe fn product(p: &super::super::gemm::NarrowProduct<'_>) {
+                // SAFETY: the same contract
+                unsafe { dot_product::<_, $mr>($token($vector::new()), p) }
+            }
+            #[target_feature(enable = $features)]
+            fn narrow(x: &[f32], out: &mut [u8]) {
+                quantize_row($vector::new(), x, out)
+            }
+            #[target_feature(enable = $features)]
+            fn peak(steps: usize) -> f32 {
+                dot_peak($token($vector::new()), steps)
+            }
+            // four multiplications and four additions for each sum
+            let peak_operations = PEAK_CHAINS * size_of::<$sums>() / 4 * 8;
+            NarrowKernels { name: $name, numbers: Narrow::Int8, product, narrow, peak, peak_operations }
+        };
+    };
+}
+
+// 12 × 2 vectors of 32 registers, two of columns and one of a row
+dot!(
+    Vnni512(Avx512), VNNI_512, "avx512-vnni", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 12, __m512i, __m512i,
+    zero _mm512_setzero_si512(),
+    row |p| _mm512_set1_epi32(p.cast::<i32>().read_unaligned()),
+    columns |p| _mm512_loadu_si512(p.cast()),
+    dot |acc, x, w| _mm512_dpbusd_epi32(acc, x, w),
+    store |sums, out| _mm512_storeu_si512(out.as_mut_ptr().cast(), sums)
+);
+
+// even and odd bytes apart, each widened in its place: 10 × 2 sums, four of columns and two of a row
+dot!(
+    Wide512(Avx512), WIDE_512, "avx512-madd", "avx512f,avx512bw,avx512dq,avx512vl", 10, __m512i, [__m512i; 2],
+    zero _mm512_setzero_si512(),
+    row |p| {
+        let x = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
+        [_mm512_and_si512(x, _mm512_set1_epi16(0xff)), _mm512_srli_epi16::<8>(x)]
+    },
+    columns |p| {
+        let w = _mm512_loadu_si512(p.cast());
+        [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w)), _mm512_srai_epi16::<8>(w)]
+    },
+    dot |acc, x, w| {
+        let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x[0], w[0]));
+        _mm512_add_epi32(acc, _mm512_madd_epi16(x[1], w[1]))
+    },
+    store |sums, out| _mm512_storeu_si512(out.as_mut_ptr().cast(), sums)
+);
+
+// 6 × 2 of sixteen registers
+dot!(
+    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,avxvnni", 6, __m256i, __m256i,
+    zero _mm256_setzero_si256(),
+    row |p| _mm256_set1_epi32(p.cast::<i32>().read_unaligned()),
+    columns |p| _mm256_loadu_si256(p.cast()),
+    dot |acc, x, w| _mm256_dpbusd_avx_epi32(acc, x, w),
+    store |sums, out| _mm256_storeu_si256(out.as_mut_ptr().cast(), sums)
+);
+
+// as `Wide512`: 4 × 2 sums, four of columns and two of a row
+dot!(
+    Wide256(Avx2), WIDE_256, "avx2-madd", "avx2,fma", 4, __m256i, [__m256i; 2],
+    zero _mm256_setzero_si256(),
+    row |p| {
+        let x = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
+        [_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(x)]
+    },
+    columns |p| {
+        let w = _mm256_loadu_si256(p.cast());
+        [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)), _mm256_srai_epi16::<8>(w)]
+    },
+    dot |acc, x, w| {
+        let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x[0], w[0]));
+        _mm256_add_epi32(acc, _mm256_madd_epi16(x[1], w[1]))
+    },
+    store |sums, out| _mm256_storeu_si256(out.as_mut_ptr().cast(), sums)
+);
+
+/// The kernels of an instruction set that the machine has, best first.
+pub(super) fn kernels(isa: Isa) -> Vec<&'static NarrowKernels> {
+    let (vnni, wide): (Option<&'static NarrowKernels>, Option<&'static NarrowKernels>) = match isa {
+        Isa::Portable => (None, None),
+        Isa::Avx2 => (is_x86_feature_detected!("avxvnni").then_some(&VNNI_256), Some(&WIDE_256)),
+        Isa::Avx512 => (is_x86_feature_detected!("avx512vnni").then_some(&VNNI_512), Some(&WIDE_512)),
+    };
+    vnni.into_iter().chain(wide).collect()
+}
