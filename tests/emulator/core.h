@@ -28,6 +28,7 @@ const char* base_name(const char* path);
 #define AT(loc) base_name((loc).file), (loc).line  // for "%s:%d"
 
 // ---- asynchronous copies of one thread -------------------------------------------------------------------------------------
+struct TmaStore { const TensorMap* map; saddr from; int c0, c1; bool read; std::vector<uint8_t> data; Loc loc; };  // read: data is it
 struct Copy { uint8_t* to; const uint8_t* from; uint32_t bytes; bool read; Loc loc; };  // read false: zeros
 
 struct Warp;
@@ -48,6 +49,8 @@ struct Fiber : ThreadIndex {
   const void* argument;                      // to the collective it waits in
   std::vector<Copy> copies;                  // cp.async not yet done, oldest first
   std::vector<size_t> group_ends;            // ends of committed groups in `copies`
+  std::vector<TmaStore> stores;              // not yet in global memory, oldest first
+  std::vector<size_t> store_group_ends;
   void* tsan;
 };
 
@@ -65,7 +68,7 @@ struct Warp {
 };
 
 // ---- a warpgroup's wgmma -----------------------------------------------------------------------------------------------------
-struct PendingWgmma { uint64_t a, b; int n, scale_d, group; float* key; };
+struct PendingWgmma { uint64_t a, b; int n, scale_d, group; bool bf16; float* key; };
 struct Accumulators { std::vector<float> values; float* registers[128]; int n, pending; };  // what the threads' registers will hold
 struct WarpGroup {
   int arrived = 0;
@@ -104,9 +107,9 @@ struct Block {
   bool failed = false;
   Error error;
   std::minstd_rand random;
-  void *tsan_host = nullptr, *tsan_tma = nullptr, *tsan_wgmma = nullptr;
+  void *tsan_host = nullptr, *tsan_tma = nullptr, *tsan_store = nullptr, *tsan_wgmma = nullptr;
   bool waited = false;                       // a thread has called griddep_wait
-  char started = 0, ended = 0, tma_issued = 0;  // tsan: addresses of order, not data
+  char started = 0, ended = 0, tma_issued = 0, tma_read = 0;  // tsan: addresses of order, not data
   ~Block();
 };
 extern __thread Block* block __attribute__((tls_model("initial-exec")));
@@ -130,6 +133,7 @@ void finish_counting(Warp&);                 // at the end of a block
 
 // ---- copies.cpp, tma.cpp, wgmma.cpp ------------------------------------------------------------------------------------------
 bool copies_in_flight(const Fiber&);
+void finish_stores(Fiber&);                  // at its end: fails if shared memory has not been read, writes what has
 bool run_one_tma_load();                     // false: none is queued
 
 // ---- collectives -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@
 
 struct dim3e { unsigned x = 1, y = 1, z = 1; };
 // What the stand-in cuTensorMapEncodeTiled writes; as large as the real one.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t magic, base, dim[2], stride;  // stride in bytes between rows
   uint32_t box[2], element_bytes, swizzle;  // swizzle: 0 none, 1 32, 2 64, 3 128 bytes
   uint64_t unused[8];

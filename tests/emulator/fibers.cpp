@@ -248,6 +248,7 @@ static void fiber_main() {
   (*block->body)();
   Fiber* me = running;
   if (copies_in_flight(*me)) fail("thread exits with cp.async still in flight");
+  finish_stores(*me);
   release(&block->ended);
   me->done = true;
   me->warp->exited |= 1u << me->lane;
@@ -332,6 +333,8 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
     f.early = nullptr;
     f.copies.clear();
     f.group_ends.clear();
+    f.stores.clear();
+    f.store_group_ends.clear();
     f.tid = {(unsigned)i % dim.x, (unsigned)i / dim.x % dim.y, (unsigned)i / (dim.x * dim.y)};
     f.bid = bid;
     f.bdim = dim;
@@ -353,7 +356,7 @@ static void run_block(Block& b, uint64_t id, dim3e grid, dim3e dim, size_t smem_
   prepare_block(b, bid, grid, dim, smem_bytes, body);
 #ifdef EMU_TSAN
   b.tsan_host = __tsan_get_current_fiber();
-  if (!b.tsan_tma) { b.tsan_tma = new_tsan_fiber("copy engine (TMA)"); b.tsan_wgmma = new_tsan_fiber("tensor core (wgmma)"); }
+  if (!b.tsan_tma) { b.tsan_tma = new_tsan_fiber("copy engine (TMA)"); b.tsan_store = new_tsan_fiber("copy engine (TMA stores)"); b.tsan_wgmma = new_tsan_fiber("tensor core (wgmma)"); }
 #endif
   release(&b.started);
   switch_to_fiber(&b.host_stack_pointer, pick());

@@ -40,7 +40,10 @@ void mbar_arrive(saddr, uint32_t expected_bytes, Loc);
 void mbar_wait(saddr, uint32_t parity, Loc);
 void fence_proxy_async();
 void tma_load_2d(saddr, const TensorMap*, saddr barrier, int c0, int c1, Loc);
-void wgmma(float* d, int n, uint64_t a, uint64_t b, int scale_d, Loc);
+void tma_store_2d(const TensorMap*, saddr, int c0, int c1, Loc);
+void tma_store_commit();
+void tma_store_wait_read(int n);
+void wgmma(float* d, int n, bool bf16, uint64_t a, uint64_t b, int scale_d, Loc);
 void wgmma_fence(Loc);
 void wgmma_commit(Loc);
 void wgmma_wait(int n, Loc);
@@ -175,6 +178,9 @@ DEV void mbar_wait(saddr b, uint32_t parity LOC_PARAM) { emu::mbar_wait(b, parit
 DEV void fence_proxy_async() { emu::fence_proxy_async(); }
 DEV void tma_prefetch(const TensorMap*) {}
 DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1 LOC_PARAM) { emu::tma_load_2d(d, m, bar, c0, c1, loc_); }
+DEV void tma_store_2d(const TensorMap* m, saddr s, int c0, int c1 LOC_PARAM) { emu::tma_store_2d(m, s, c0, c1, loc_); }
+DEV void tma_store_commit() { emu::tma_store_commit(); }
+template <int N> DEV void tma_store_wait_read() { emu::tma_store_wait_read(N); }
 
 // ---- sm_90a ----------------------------------------------------------------------------------------------------------------
 template <int N> DEV void setmaxnreg_inc() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
@@ -183,5 +189,13 @@ DEV void wgmma_hold(float&) {}
 DEV void wgmma_fence(LOC_PARAM0) { emu::wgmma_fence(loc_); }
 DEV void wgmma_commit(LOC_PARAM0) { emu::wgmma_commit(loc_); }
 template <int N> DEV void wgmma_wait(LOC_PARAM0) { emu::wgmma_wait(N, loc_); }
-DEV void wgmma_m64n64k16(float (&d)[32], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, 64, a, b, scale_d, loc_); }
-DEV void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, 128, a, b, scale_d, loc_); }
+#define EMU_WGMMA(name, n, bf16) \
+  DEV void name(float (&d)[n / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, n, bf16, a, b, scale_d, loc_); }
+EMU_WGMMA(wgmma_m64n64k16, 64, false)
+EMU_WGMMA(wgmma_m64n128k16, 128, false)
+EMU_WGMMA(wgmma_m64n128k16_bf16, 128, true)
+EMU_WGMMA(wgmma_m64n192k16, 192, false)
+EMU_WGMMA(wgmma_m64n192k16_bf16, 192, true)
+EMU_WGMMA(wgmma_m64n256k16, 256, false)
+EMU_WGMMA(wgmma_m64n256k16_bf16, 256, true)
+#undef EMU_WGMMA

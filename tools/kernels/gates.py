@@ -22,8 +22,11 @@ NARROW = [
     ("fold_layernorm_.*", "LDG.32", 1, "the bias of a row of weights, at load"),
     ("fold_layernorm_.*", "STG.32", 2, "the same, folded, and the sum of the row"),
 ]
-# Products are made by these: mma.sync from what ldmatrix read.
-TENSOR = re.compile(r"(gemm|attention)_")
+# Products are made by these: mma.sync from what ldmatrix read, or wgmma from what TMA loaded, stored by TMA.
+TENSOR = [
+    (re.compile(r"gemm_wgmma_"), ["HGMMA", "UTMALDG", "UTMASTG"]),
+    (re.compile(r"(gemm(?!_wgmma)|attention)_"), ["HMMA", "LDSM"]),
+]
 
 
 def problems(images, logs):
@@ -71,8 +74,9 @@ def accesses(name, usage):
             allowed = sum(most for kernel, access, most, _ in NARROW if re.fullmatch(kernel, name) and access == op)
             if count > allowed:
                 found.append(f"{count} {op}, {allowed} allowed: 16 bytes a lane are wanted")
-    if TENSOR.match(name) and not (usage.accesses["HMMA"] and usage.accesses["LDSM"]):
-        found.append("no HMMA or no LDSM: not on the tensor cores")
+    for kernels, needed in TENSOR:
+        if kernels.match(name) and not all(usage.accesses[op] for op in needed):
+            found.append(f"no {' or no '.join(needed)}: not on the tensor cores as it should be")
     return found
 
 

@@ -86,10 +86,19 @@ static void read_manifest(Function& f, int architecture) {
     f.local = v[3];
   }
 }
+// Whether the image has this kernel for the architecture whose code was taken (PTX is of compute_80); yes if the manifest does
+// not know it.
+static bool in_image(const char* name, int architecture) {
+  const char *at = strstr(manifest, (std::string("\"") + name + "\":").c_str()), *end = at ? strchr(at, '}') : nullptr;
+  if (!end) return true;
+  for (; (at = strstr(at, "\"sm_")) && at < end; at += 4)
+    if (atoi(at + 4) == (architecture ? architecture : 80)) return true;
+  return false;
+}
 API cuModuleGetFunction(Function** function, Module* module, const char* name) {
   ENTER();
   const emu::Kernel* kernel = emu::find_kernel(name);
-  if (!module || !kernel) { say("no kernel '%s' in kernels/all.cu", name); return NOT_FOUND; }
+  if (!module || !kernel || !in_image(name, module->architecture)) { say("no kernel '%s' in kernels/all.cu", name); return NOT_FOUND; }
   // what launch bounds allow, where the manifest does not know the kernel
   int bound = 65536 / (kernel->threads * kernel->min_blocks) / 8 * 8;
   *function = new Function{kernel, std::min(bound, 255), 0, 0, 48 << 10};

@@ -27,6 +27,7 @@ mod memory;
 mod ops;
 mod slot;
 mod support;
+mod tensor_maps;
 mod weights;
 mod workspace;
 
@@ -117,7 +118,7 @@ impl CudaBackend {
             desc: desc.clone(),
             table,
             kernels,
-            products: Products::new(shape, options.batch_invariant),
+            products: Products::new(shape, element, options.batch_invariant),
             weights,
             workspace,
             slots,
