@@ -376,7 +376,7 @@ template <class T> static void bits_case(int n, int k, bool hopper) {
 // of the ring's; 40: one.
 template <class T> static void blocks_case(const TileRow& tile) {
   for (int k : {168, 40}) {
-    Problem<T> p(270, 392, k, case_seed + k);
+    Problem<T> p(270, 400, k, case_seed + k);
     for (unsigned blocks : {1, 2, 5}) {
       case_notes.clear();
       check(tile, p, p.m, spec("norm_residual_stats"), 1, false, blocks);
