@@ -5,15 +5,15 @@
 // a [m, k], w [n, k], residual [m, n], c: as for gemm.cu, but as tensor maps, made on the host (cuTensorMapEncodeTiled): two
 // dimensions of 16-bit elements, columns first, and boxes of
 //   a         [64 columns, 128 rows], 128-byte swizzle
-//   w         [64 columns, BLOCK_N rows], 128-byte swizzle
+//   w         [64 columns, BLOCK_N / CLUSTER rows], 128-byte swizzle
 //   residual  [64 columns, 16 rows], 128-byte swizzle; any map where e.residual is null
 //   c         [64 columns, 16 rows], 128-byte swizzle; gated: [32 columns, 16 rows], 64-byte swizzle
 // e.residual says whether there is one; its address is not used. Residual and c may be the same memory.
 // Limits: as gemm.cu; no split-K. Tails of m, n and k are zeros that TMA fills in, and what TMA does not store.
 //
-// Launch: grid any number of blocks from 1 to the tiles of the result, best one a multiprocessor; block and dynamic shared
-// memory by the table at the end of this file, which is the only list of the tiles:
-//   HOPPER_TILE(name, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, GROUPS_OF_TILE, THREADS, DYNAMIC_SHARED_BYTES)
+// Launch: grid any number of clusters, best as many as the GPU holds at once and no more than there are tiles (CLUSTER row tiles
+// count as one); block and dynamic shared memory by the table at the end of this file, which is the only list of the tiles:
+//   HOPPER_TILE(name, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, GROUPS_OF_TILE, CLUSTER, THREADS, DYNAMIC_SHARED_BYTES)
 //
 // How: one warpgroup gives its registers away and has one thread that loads 64 columns of a tile's a and w at a time into a ring
 // of stages; two warpgroups multiply and store. The blocks stay and take every gridDim.x-th tile, so the first stages of the
@@ -22,19 +22,22 @@
 //      epilogues the tensor cores wait. For long k.
 //   1, ping-pong: each has every second tile for itself, so that one multiplies while the other stores. They take turns at
 //      multiplying, in the order in which the ring has their stages. For short k, and costly epilogues.
+// CLUSTER blocks take row tiles below each other at the same time: each loads its part of the rows of w for all of them, so that L2
+// is read once for all. A stage is loaded when all of them have freed it.
 // A warp's epilogue: its 16 rows of 64 columns pass through a slab (gemm_tiles.cuh), are finished in the layout of epilogue.cuh, and
 // go as a 16-bit box in shared memory to one TMA store. The residual comes in the same box, loaded while the tile multiplies.
 //
 // Bits: each output is one chain of wgmma sums over k in order, so a row's bits depend on neither its place nor its batch, and
 // are those of gemm.cu as far as the two instructions sum 16 products alike, which is not documented.
 //
-// What bounds it: 2 m n k FLOPs; L2 reads of a and w, 24 (128x256) to 32 KiB (128x128) for 2 MFLOP... see docs/performance.md.
+// What bounds it: 2 m n k FLOPs; where k is short the epilogue; L2, which a stage of 128x128 asks for 24 KiB with a cluster of 2 and
+// for 32 without, of which it gives about 30 in the time of the stage's products. The numbers: docs/performance.md.
 // Method: the warp-specialised persistent kernels of CUTLASS (include/cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_*.hpp).
 #include "gemm_tiles.cuh"
 
 #if defined(HOST_EMULATION) || !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-template <int N, int S, int GROUPS> struct HopperShape {
-  static constexpr int BLOCK_M = 128, BLOCK_N = N, BLOCK_K = 64, STAGES = S, GROUPS_OF_TILE = GROUPS;
+template <int N, int S, int GROUPS, int BLOCKS> struct HopperShape {
+  static constexpr int BLOCK_M = 128, BLOCK_N = N, BLOCK_K = 64, STAGES = S, GROUPS_OF_TILE = GROUPS, CLUSTER = BLOCKS;
   static constexpr int THREADS = 3 * 128, CONSUMER_WARPS = 8;
   static constexpr int ROW_BLOCKS = 2 / GROUPS;                    // of 64 rows, of a consumer's part of a tile
   static constexpr int STEPS_OF_STAGE = BLOCK_K / 16;
@@ -66,16 +69,26 @@ struct HopperProduct {
   const TensorMap &a, &w, &residual, &c;
   int m, n, k;
 };
-// The tiles that this block computes: `index`, `index + step`, ...
+// The tiles that this block computes: every gridDim.x-th, of a cluster the row tile of its own rank.
 template <class S> struct TileSequence {
-  int row_tiles, column_tiles, steps;  // steps: stages of a tile
+  int row_tiles, column_tiles, steps;  // row_tiles: of the cluster; steps: stages of a tile
+  int first, stride, all;
   DEV_MEMBER TileSequence of(const HopperProduct& x) {
-    return TileSequence{(x.m + S::BLOCK_M - 1) / S::BLOCK_M, (x.n + S::BLOCK_N - 1) / S::BLOCK_N, (x.k + S::BLOCK_K - 1) / S::BLOCK_K};
+    const int row_tiles = (x.m + S::CLUSTER * S::BLOCK_M - 1) / (S::CLUSTER * S::BLOCK_M), column_tiles = (x.n + S::BLOCK_N - 1) / S::BLOCK_N;
+    return TileSequence{row_tiles, column_tiles, (x.k + S::BLOCK_K - 1) / S::BLOCK_K,
+                        (int)blockIdx.x / S::CLUSTER, (int)gridDim.x / S::CLUSTER, row_tiles * column_tiles};
   }
 };
+// The first row and column of a tile of the sequence. The last row tile of a cluster may lie below the matrix: then it multiplies
+// zeros and stores nothing.
+template <class S> DEV TilePlace corner_of(const TileSequence<S>& tiles, int tile, int rank) {
+  const TilePlace at = place_of_block(tile, tiles.row_tiles, tiles.column_tiles);
+  return TilePlace{(at.row * S::CLUSTER + rank) * S::BLOCK_M, at.column * S::BLOCK_N};
+}
+template <class S> DEV int rank_in_cluster() { return S::CLUSTER == 1 ? 0 : (int)cluster_rank(); }
 
 // ---- the ring of stages -------------------------------------------------------------------------------------------------------
-// full: the loader's one arrival and a stage's bytes; empty: each warp that multiplied it. A barrier's phase is how often the
+// full: the loader's one arrival and a stage's bytes; empty: each warp of the cluster that multiplied it. A barrier's phase is how often the
 // ring has been gone round, by its last bit.
 template <class S> struct Ring {
   saddr stages, full;
@@ -96,17 +109,21 @@ template <class S> DEV void advance(Ring<S>& r) {
 template <class S> DEV void load_tiles(const HopperProduct& x, saddr shared) {
   const TileSequence<S> tiles = TileSequence<S>::of(x);
   Ring<S> ring = ring_at<S>(shared, 0);
+  const int rank = rank_in_cluster<S>();
+  constexpr int W_ROWS = S::BLOCK_N / S::CLUSTER;  // that this block loads
   griddep_wait();  // what came before has written a
 #pragma unroll 1
-  for (int tile = blockIdx.x; tile < tiles.row_tiles * tiles.column_tiles; tile += gridDim.x) {
-    const TilePlace at = place_of_block(tile, tiles.row_tiles, tiles.column_tiles);
+  for (int tile = tiles.first; tile < tiles.all; tile += tiles.stride) {
+    const TilePlace corner = corner_of<S>(tiles, tile, rank);
 #pragma unroll 1
     for (int step = 0; step < tiles.steps; step++) {
       const saddr full = ring.full + 8 * ring.stage, stage = ring.stages + ring.stage * S::STAGE_BYTES;
       mbar_wait(empty_barrier<S>(full), ring.phase ^ 1);  // free at once in the first round
       mbar_arrive_expect_tx(full, S::STAGE_BYTES);
-      tma_load_2d(stage, &x.a, full, step * S::BLOCK_K, at.row * S::BLOCK_M);
-      tma_load_2d(stage + S::A_BYTES, &x.w, full, step * S::BLOCK_K, at.column * S::BLOCK_N);
+      tma_load_2d(stage, &x.a, full, step * S::BLOCK_K, corner.row);
+      const saddr w = stage + S::A_BYTES + rank * W_ROWS * S::ROW_BYTES;
+      if constexpr (S::CLUSTER == 1) tma_load_2d(w, &x.w, full, step * S::BLOCK_K, corner.column);
+      else tma_load_2d_multicast(w, &x.w, full, step * S::BLOCK_K, corner.column + rank * W_ROWS, (1 << S::CLUSTER) - 1);
       advance(ring);
     }
   }
@@ -129,7 +146,14 @@ template <class T, class S> DEV void multiply_stage(HopperSums<S>& sums, saddr a
 // `all_issued` beside the last.
 template <class T, class S, class F, class G>
 DEV void multiply_tile(HopperSums<S>& sums, Ring<S> ring, int steps, int first_row, F meanwhile, G all_issued) {
-  const bool frees = threadIdx.x % 32 == 0;
+  const int lane = threadIdx.x % 32;
+  auto free = [&](saddr empty) {
+    if constexpr (S::CLUSTER == 1) {
+      if (lane == 0) mbar_arrive(empty);
+    } else {
+      if (lane < S::CLUSTER) mbar_arrive_remote(empty, lane);
+    }
+  };
   saddr freed = 0;
   auto multiply = [&](bool first) {
     const saddr full = ring.full + 8 * ring.stage, stage = ring.stages + ring.stage * S::STAGE_BYTES;
@@ -144,12 +168,12 @@ DEV void multiply_tile(HopperSums<S>& sums, Ring<S> ring, int steps, int first_r
   for (int step = 1; step < steps; step++) {
     const saddr next = multiply(false);
     wgmma_wait<1>();
-    if (frees) mbar_arrive(freed);
+    free(freed);
     freed = next;
   }
   all_issued();
   wgmma_wait<0>();
-  if (frees) mbar_arrive(freed);
+  free(freed);
 }
 
 // ---- epilogue ---------------------------------------------------------------------------------------------------------------------
@@ -242,7 +266,7 @@ DEV void store_tile_by_tma(const HopperSums<S>& sums, const HopperProduct& x, co
 template <class T, class S> DEV void multiply_tiles(const HopperProduct& x, const Epilogue& e, saddr shared, int consumer_warp) {
   const TileSequence<S> tiles = TileSequence<S>::of(x);
   const WarpPlace warp = warp_place<S>(shared, consumer_warp);
-  const int group = consumer_warp / 4, all = tiles.row_tiles * tiles.column_tiles;
+  const int group = consumer_warp / 4, rank = rank_in_cluster<S>();
   HopperSums<S> sums;
 #pragma unroll
   for (int i = 0; i < S::ROW_BLOCKS; i++)
@@ -251,10 +275,10 @@ template <class T, class S> DEV void multiply_tiles(const HopperProduct& x, cons
   griddep_wait();  // what came before has written residual and statistics, and read what is written here
   uint32_t residual_phase = 0;
 #pragma unroll 1
-  for (int turn = 0, tile = blockIdx.x; tile < all; turn++, tile += gridDim.x) {
+  for (int turn = 0, tile = tiles.first; tile < tiles.all; turn++, tile += tiles.stride) {
     if (S::GROUPS_OF_TILE == 1 && turn % 2 != group) continue;
-    const TilePlace at = place_of_block(tile, tiles.row_tiles, tiles.column_tiles);
-    const int first_row = at.row * S::BLOCK_M, first_column = at.column * S::BLOCK_N;
+    const TilePlace corner = corner_of<S>(tiles, tile, rank);
+    const int first_row = corner.row, first_column = corner.column;
     RowNorm norms;
     // Ping-pong: only when the other group has seen all its stages. Two rounds of the ring ahead, a barrier's phase would look as
     // if it were complete; and two groups that multiply at once only take each other's time.
@@ -263,7 +287,7 @@ template <class T, class S> DEV void multiply_tiles(const HopperProduct& x, cons
       load_residual<S>(x, e, warp, first_row, first_column);
       norms = load_norm<S>(x, e, warp, first_row);
     }, [&] {
-      if (S::GROUPS_OF_TILE == 1 && tile + (int)gridDim.x < all) bar_arrive(group ? 1 : 2, 256);
+      if (S::GROUPS_OF_TILE == 1 && tile + tiles.stride < tiles.all) bar_arrive(group ? 1 : 2, 256);
     });
     sync_warp();  // lane 0 has waited for the boxes
     if (e.residual) {
@@ -280,12 +304,13 @@ template <class T, class S> DEV void hopper_block(uint8_t* memory, const HopperP
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::STAGES; i++) {
       mbar_init(full + 8 * i, 1);
-      mbar_init(empty_barrier<S>(full + 8 * i), 4 * S::GROUPS_OF_TILE);
+      mbar_init(empty_barrier<S>(full + 8 * i), 4 * S::GROUPS_OF_TILE * S::CLUSTER);
     }
     for (int i = 0; i < S::CONSUMER_WARPS; i++) mbar_init(full + 8 * (2 * S::STAGES + i), 1);
     mbar_fence_init();
   }
-  sync_block();
+  if constexpr (S::CLUSTER == 1) sync_block();
+  else cluster_sync();  // others' copies may arrive here from now on
   const int warp = shfl_idx(threadIdx.x / 32, 0);  // the compiler shall know that it is the warp's
   if (warp < 4) {
     setmaxnreg_dec<LOADER_REGISTERS>();
@@ -298,24 +323,35 @@ template <class T, class S> DEV void hopper_block(uint8_t* memory, const HopperP
     setmaxnreg_inc<CONSUMER_REGISTERS>();
     multiply_tiles<T, S>(x, e, shared, warp - 4);
   }
+  if constexpr (S::CLUSTER > 1) {
+    sync_warp();
+    cluster_sync();  // others' copies and arrivals may come until they have ended too
+  }
 }
 
 // ---- the tiles ------------------------------------------------------------------------------------------------------------------
-#define HOPPER_KERNEL(name, T, Shape)                                                                                             \
-  KERNEL(Shape::THREADS, name, TMAP_PARAM(a), TMAP_PARAM(w), TMAP_PARAM(residual), TMAP_PARAM(c), int m, int n, int k, Epilogue e) { \
+#define HOPPER_PARAMETERS TMAP_PARAM(a), TMAP_PARAM(w), TMAP_PARAM(residual), TMAP_PARAM(c), int m, int n, int k, Epilogue e
+#define HOPPER_BODY(T, Shape)                                                                                                     \
+  {                                                                                                                               \
     SMEM_DYN(hopper_shared);                                                                                                      \
     hopper_block<T, Shape>(hopper_shared, HopperProduct{a, w, residual, c, m, n, k}, e);                                          \
   }
-#define HOPPER_TILE(name, block_m, block_n, block_k, stages, groups_of_tile, threads, shared_bytes)                               \
-  using name##_shape = HopperShape<block_n, stages, groups_of_tile>;                                                              \
+// without the attribute for a cluster of 1, so that the block is none
+#define HOPPER_KERNEL_1(name, T, Shape) KERNEL(Shape::THREADS, name, HOPPER_PARAMETERS) HOPPER_BODY(T, Shape)
+#define HOPPER_KERNEL_2(name, T, Shape) KERNEL_CLUSTER(Shape::THREADS, 2, name, HOPPER_PARAMETERS) HOPPER_BODY(T, Shape)
+#define HOPPER_TILE(name, block_m, block_n, block_k, stages, groups_of_tile, cluster, threads, shared_bytes)                      \
+  using name##_shape = HopperShape<block_n, stages, groups_of_tile, cluster>;                                                     \
   static_assert(name##_shape::BLOCK_M == block_m && name##_shape::BLOCK_K == block_k && name##_shape::THREADS == threads &&       \
                 name##_shape::SHARED_BYTES == shared_bytes && shared_bytes <= 227 << 10, "the host reads this table");            \
-  HOPPER_KERNEL(name##_f16, F16, name##_shape)                                                                                    \
-  HOPPER_KERNEL(name##_bf16, BF16, name##_shape)
+  HOPPER_KERNEL_##cluster(name##_f16, F16, name##_shape)                                                                          \
+  HOPPER_KERNEL_##cluster(name##_bf16, BF16, name##_shape)
 
-#define HOPPER_TILES(HOPPER_TILE)                                          \
-  HOPPER_TILE(gemm_wgmma_128x256x64_s3, 128, 256, 64, 3, 2, 384, 229488)   \
-  HOPPER_TILE(gemm_wgmma_128x192x64_s4, 128, 192, 64, 4, 2, 384, 229504)   \
-  HOPPER_TILE(gemm_wgmma_128x128x64_s4, 128, 128, 64, 4, 1, 384, 213120)
+// 128x256, 128x192: long k, the second where n is a multiple of 192 and not of 256 (384, 1152); 128x128: short k, costly epilogues,
+// few rows; without a cluster where a row tile too many would be a wave too many, and to see on a GPU what clusters give.
+#define HOPPER_TILES(HOPPER_TILE)                                                \
+  HOPPER_TILE(gemm_wgmma_128x256x64_s3_c2, 128, 256, 64, 3, 2, 2, 384, 229488)   \
+  HOPPER_TILE(gemm_wgmma_128x192x64_s4_c2, 128, 192, 64, 4, 2, 2, 384, 229504)   \
+  HOPPER_TILE(gemm_wgmma_128x128x64_s4_c2, 128, 128, 64, 4, 1, 2, 384, 213120)   \
+  HOPPER_TILE(gemm_wgmma_128x128x64_s4, 128, 128, 64, 4, 1, 1, 384, 213120)
 HOPPER_TILES(HOPPER_TILE)
 #endif

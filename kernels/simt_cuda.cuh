@@ -15,6 +15,8 @@ typedef unsigned long long uint64_t; typedef long long int64_t; typedef int int3
 // a register count at which `min_blocks` blocks fit on a multiprocessor.
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define KERNEL_MIN_BLOCKS(threads, min_blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, min_blocks) name(__VA_ARGS__)
+// Blocks along x that run at once and reach each other's shared memory. sm_90 and up.
+#define KERNEL_CLUSTER(threads, blocks, name, ...) extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define TMAP_PARAM(n) const __grid_constant__ TensorMap n
 #define SMEM_DYN(p) extern __shared__ __align__(1024) uint8_t p[]
 #define SMEM_ARRAY(T, name, n) __shared__ T name[n]
@@ -163,6 +165,20 @@ DEV void tma_prefetch(const TensorMap* m) { asm volatile("prefetch.tensormap [%0
 DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(d), "l"(m), "r"(bar), "r"(c0), "r"(c1) : "memory");
+}
+// Clusters: the block's number in its own; a barrier of all threads of all blocks, which also orders their memory; an arrival at
+// the mbarrier at the same address in another block; a box for every block of the mask `ranks`, at the same address in each,
+// of which the mbarrier at the same address hears.
+DEV uint32_t cluster_rank() { uint32_t r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+DEV void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEV void mbar_arrive_remote(saddr b, uint32_t rank) {
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(b), "r"(rank) : "memory");
+}
+DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, int c1, uint32_t ranks) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;"
+               ::"r"(d), "l"(m), "r"(bar), "r"(c0), "r"(c1), "h"((uint16_t)ranks) : "memory");
 }
 // A box from shared memory, behind fence_proxy_async; what lies outside of the tensor is not written. Groups as with cp.async,
 // a thread's own: _read waits until shared memory may be written again, which must be before the block ends.

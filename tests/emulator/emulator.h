@@ -53,8 +53,8 @@ struct Loc {                             // a place in a kernel's source
 };
 
 // ---- launching -----------------------------------------------------------------------------------------------------------
-// Runs `body` once for each thread. Throws Error.
-void launch(dim3e grid, dim3e block, size_t smem_bytes, const std::function<void()>& body);
+// Runs `body` once for each thread. `cluster`: blocks along x that run at once and reach each other's shared memory. Throws Error.
+void launch(dim3e grid, dim3e block, size_t smem_bytes, const std::function<void()>& body, int cluster = 1);
 
 struct Kernel {
   const char* name;
@@ -63,6 +63,7 @@ struct Kernel {
   int threads, min_blocks, n_parameters;
   const size_t *parameter_bytes, *parameter_align;
   const bool* parameter_is_pointer;
+  int cluster;                           // its blocks, 1 if it has none
 };
 // launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them. Throws Error.
 void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters);

@@ -38,8 +38,12 @@ void cp_async_wait(int n);
 void mbar_init(saddr, uint32_t count, Loc);
 void mbar_arrive(saddr, uint32_t expected_bytes, Loc);
 void mbar_wait(saddr, uint32_t parity, Loc);
+void mbar_arrive_remote(saddr, uint32_t rank, Loc);
+uint32_t cluster_rank();
+void cluster_sync(Loc);
 void fence_proxy_async();
 void tma_load_2d(saddr, const TensorMap*, saddr barrier, int c0, int c1, Loc);
+void tma_load_2d_multicast(saddr, const TensorMap*, saddr barrier, int c0, int c1, uint32_t ranks, Loc);
 void tma_store_2d(const TensorMap*, saddr, int c0, int c1, Loc);
 void tma_store_commit();
 void tma_store_wait_read(int n);
@@ -52,12 +56,14 @@ float approximately(float y, float x, float relative, bool exact);
 }  // namespace emu
 
 // A kernel: an extern "C" function, found by its name as cuModuleGetFunction finds it.
-#define KERNEL(nthreads, name, ...) KERNEL_MIN_BLOCKS(nthreads, 1, name, __VA_ARGS__)
-#define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...)                                                                  \
+#define KERNEL(nthreads, name, ...) EMU_KERNEL(nthreads, 1, 1, name, __VA_ARGS__)
+#define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...) EMU_KERNEL(nthreads, min_blocks, 1, name, __VA_ARGS__)
+#define KERNEL_CLUSTER(nthreads, blocks, name, ...) EMU_KERNEL(nthreads, 1, blocks, name, __VA_ARGS__)
+#define EMU_KERNEL(nthreads, min_blocks, cluster, name, ...)                                                                \
   extern "C" void name(__VA_ARGS__);                                                                                        \
   static emu::Registration registration_##name({#name, (void*)name, [](void** p) { emu::call(name, p); }, nthreads,         \
                                                 min_blocks, emu::count_parameters(name), emu::parameter_sizes(name),        \
-                                                emu::parameter_alignments(name), emu::parameter_pointers(name)});           \
+                                                emu::parameter_alignments(name), emu::parameter_pointers(name), cluster});  \
   extern "C" void name(__VA_ARGS__)
 #define TMAP_PARAM(n) const TensorMap& n
 #define SMEM_DYN(p) uint8_t* p = emu::smem_dynamic()
@@ -175,6 +181,12 @@ DEV void mbar_fence_init() {}
 DEV void mbar_arrive(saddr b LOC_PARAM) { emu::mbar_arrive(b, 0, loc_); }
 DEV void mbar_arrive_expect_tx(saddr b, uint32_t n LOC_PARAM) { emu::mbar_arrive(b, n, loc_); }
 DEV void mbar_wait(saddr b, uint32_t parity LOC_PARAM) { emu::mbar_wait(b, parity, loc_); }
+DEV uint32_t cluster_rank() { return emu::cluster_rank(); }
+DEV void cluster_sync(LOC_PARAM0) { emu::cluster_sync(loc_); }
+DEV void mbar_arrive_remote(saddr b, uint32_t rank LOC_PARAM) { emu::mbar_arrive_remote(b, rank, loc_); }
+DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, int c1, uint32_t ranks LOC_PARAM) {
+  emu::tma_load_2d_multicast(d, m, bar, c0, c1, ranks, loc_);
+}
 DEV void fence_proxy_async() { emu::fence_proxy_async(); }
 DEV void tma_prefetch(const TensorMap*) {}
 DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1 LOC_PARAM) { emu::tma_load_2d(d, m, bar, c0, c1, loc_); }

@@ -8,6 +8,7 @@
 
 namespace emu {
 void mbar_complete(saddr, uint32_t bytes, Loc);
+void check_mbarrier(saddr, const char* what, Loc);
 static uint32_t row_bytes(const TensorMap& m) { return m.box[0] * m.element_bytes; }
 static uint32_t bytes_of(const TensorMap& m) { return m.box[1] * row_bytes(m); }
 static uint32_t alignment_of(const TensorMap& m) { return m.swizzle ? 128u << m.swizzle : 128; }  // the swizzle's pattern repeats
@@ -41,35 +42,55 @@ static void check_box(const TensorMap* m, saddr at, int c0, int c1, bool write, 
 }
 
 // ---- loads -----------------------------------------------------------------------------------------------------------------
+// Into the shared memory of each block of `ranks`, at the same place, each of whose mbarriers hears of it.
+template <class F> static void for_each_target(const TmaLoad& t, F f) {
+  for (uint32_t rank = 0; t.ranks >> rank; rank++) {
+    if (!(t.ranks >> rank & 1)) continue;
+    OnBlock there(&block_of_rank(rank, "tma", t.loc));
+    f();
+  }
+}
 static void load(const TmaLoad& t) {
   const TensorMap& m = *t.map;
-  const saddr to = (saddr)(t.to - (block->window + STATIC_BYTES)) + DYNAMIC_BASE;
-  uint8_t* barrier = shared_at(t.barrier, 8, 8, "tma", t.loc);
-  {
-    InTheNameOf engine(block->tsan_tma);
-    acquire(&block->tma_issued);
-    for_each_piece(m, t.c0, t.c1, [&](uint32_t at, const uint8_t* from, uint32_t skip, uint32_t bytes) {
-      uint8_t* p = shared_at(swizzle(to + at, m.swizzle), 16, 16, "tma", t.loc);
-      announce_write(p, 16);
-      if (bytes) announce_read(from, bytes);
-      Unseen unseen;
-      memset(p, 0, 16);                      // outside of the tensor: zeros
-      memcpy(p + skip, from, bytes);
-    });
-    release(barrier);
-    release(barrier + 4);
-  }
-  mbar_complete(t.barrier, bytes_of(m), t.loc);
+  Block* issuer = block;
+  for_each_target(t, [&] {
+    uint8_t* barrier = shared_at(t.barrier, 8, 8, "tma", t.loc);
+    {
+      InTheNameOf engine(issuer->tsan_tma);
+      acquire(&issuer->tma_issued);
+      for_each_piece(m, t.c0, t.c1, [&](uint32_t at, const uint8_t* from, uint32_t skip, uint32_t bytes) {
+        uint8_t* p = shared_at(swizzle(t.to + at, m.swizzle), 16, 16, "tma", t.loc);
+        announce_write(p, 16);
+        if (bytes) announce_read(from, bytes);
+        Unseen unseen;
+        memset(p, 0, 16);                    // outside of the tensor: zeros
+        memcpy(p + skip, from, bytes);
+      });
+      release(barrier);
+      release(barrier + 4);
+    }
+    mbar_complete(t.barrier, bytes_of(m), t.loc);
+  });
 }
-void tma_load_2d(saddr to, const TensorMap* m, saddr barrier, int c0, int c1, Loc loc) {
-  check_box(m, to, c0, c1, false, "tma", loc);
-  TmaLoad t{shared_at(to, bytes_of(*m), 16, "tma", loc), m, c0, c1, barrier, loc};
-  shared_at(barrier, 8, 8, "tma", loc);
+void tma_load_2d_multicast(saddr to, const TensorMap* m, saddr barrier, int c0, int c1, uint32_t ranks, Loc loc) {
+  TmaLoad t{to, m, c0, c1, barrier, ranks, loc};
+  for_each_target(t, [&] {
+    check_box(m, to, c0, c1, false, "tma", loc);
+    check_mbarrier(barrier, "tma", loc);     // it may complete at once
+  });
   release(&block->tma_issued);
   if (opt.async == EAGER) { load(t); return; }
+  if (opt.poison)
+    for_each_target(t, [&] {
+      uint8_t* p = shared_at(to, bytes_of(*m), 16, "tma", loc);
+      Unseen unseen;
+      memset(p, 0xFF, bytes_of(*m));
+    });
   Unseen unseen;
-  if (opt.poison) memset(t.to, 0xFF, bytes_of(*m));
   block->tma_queue.push_back(t);
+}
+void tma_load_2d(saddr to, const TensorMap* m, saddr barrier, int c0, int c1, Loc loc) {
+  tma_load_2d_multicast(to, m, barrier, c0, c1, 1u << block->rank, loc);
 }
 void fence_proxy_async() { release(&block->tsan_tma); }  // this thread's stores are known to the copy engine and the tensor core
 bool run_one_tma_load() {

@@ -116,9 +116,9 @@ static const Encoder ENCODERS[] = {{"minilm", 384, 1536, 12}, {"base", 768, 3072
 
 typedef void (*GemmKernel)(const half_t*, const half_t*, half_t*, float*, int, int, int, Epilogue);
 typedef void (*HopperKernel)(const TensorMap&, const TensorMap&, const TensorMap&, const TensorMap&, int, int, int, Epilogue);
-struct Tile { const char* name; int m, n, k, splits, shared; GemmKernel kernel; HopperKernel hopper; };  // one kernel or the other
-#define TILE(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, bytes, name##_f16, nullptr},
-#define HOPPER(name, bm, bn, bk, stages, groups, threads, bytes) {#name, bm, bn, bk, 1, bytes, nullptr, name##_f16},
+struct Tile { const char* name; int m, n, k, splits, cluster, shared; GemmKernel kernel; HopperKernel hopper; };  // one kernel or the other
+#define TILE(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, bytes, name##_f16, nullptr},
+#define HOPPER(name, bm, bn, bk, stages, groups, cluster, threads, bytes) {#name, bm, bn, bk, 1, cluster, bytes, nullptr, name##_f16},
 static const Tile TILES[] = {HOPPER_TILES(HOPPER) GEMM_TILES(TILE)};
 
 // In boxes of so many rows and 64 columns.
@@ -154,8 +154,8 @@ static void add_gemm(const Encoder& e, const char* op, int m, int n, int k, bool
         epilogue.activation = activation;
         if (t.hopper) {
           const TensorMap out = tensor_map(c, m, n, 16), added = residual ? tensor_map(epilogue.residual, m, n, 16) : out;
-          const unsigned tiles = ceil_div(m, t.m) * ceil_div(n, t.n), blocks = std::min(tiles, (unsigned)driver().attribute(Driver::MULTIPROCESSORS));
-          return std::vector<Launch>{make(t.hopper, blocks, 1, (size_t)t.shared, tensor_map(a, m, k, t.m), tensor_map(w, n, k, t.n), added, out, m, n, k, epilogue)};
+          const unsigned clusters = std::min(ceil_div(m, t.m * t.cluster) * ceil_div(n, t.n), (unsigned)(driver().attribute(Driver::MULTIPROCESSORS) / t.cluster));
+          return std::vector<Launch>{make(t.hopper, clusters * (unsigned)t.cluster, 1, (size_t)t.shared, tensor_map(a, m, k, t.m), tensor_map(w, n, k, t.n / t.cluster), added, out, m, n, k, epilogue)};
         }
         float* partials = splits > 1 ? arena.take<float>((size_t)splits * m * n) : nullptr;
         std::vector<Launch> all = {make(t.kernel, ceil_div(m, t.m) * ceil_div(n, t.n), (unsigned)splits, (size_t)t.shared, a, w, c, partials, m, n, k, epilogue)};

@@ -212,6 +212,12 @@ pub(super) struct PersistentGemmWork {
     pub(super) block: [usize; 3],
     /// Whether one half of a block multiplies while the other stores.
     pub(super) ping_pong: bool,
+    /// Blocks that share the weights' stages.
+    pub(super) cluster: usize,
+    /// Tiles of whole clusters.
+    pub(super) clusters: usize,
+    /// Of the launch.
+    pub(super) blocks: usize,
     pub(super) epilogue_instructions: f64,
     pub(super) traffic: Traffic,
 }
@@ -223,16 +229,15 @@ const LONE_WARP: f64 = 2.0;
 /// One launch of `gemm_hopper.cu`.
 pub(super) fn persistent_gemm(gpu: &Gpu, w: &PersistentGemmWork) -> Estimate {
     let [bm, bn, bk] = w.block;
-    let tiles = w.m.div_ceil(bm) * w.n.div_ceil(bn);
-    let blocks = tiles.min(gpu.sm_count);
-    let of_block = tiles.div_ceil(blocks) as f64;
+    let of_block = (w.clusters * w.cluster).div_ceil(w.blocks) as f64;
     let pieces = w.k.div_ceil(bk) as f64;
     let stage_bytes = ((bm + bn) * bk * 2) as f64;
     let tensor = (2 * bm * bn * bk) as f64 / gpu.best_flops_per_clock();
     // wgmma of 64 rows reads its rows and all columns; then the stage is written
     let read_bytes = ((bm + bm / 64 * bn) * bk * 2) as f64;
     let shared = (read_bytes + stage_bytes) / SHARED_BYTES_PER_CLOCK;
-    let from_l2 = stage_bytes / gpu.l2_bytes_per_clock(blocks);
+    let l2_stage_bytes = ((bm + bn / w.cluster) * bk * 2) as f64;
+    let from_l2 = l2_stage_bytes / gpu.l2_bytes_per_clock(w.blocks);
     let (_, bound) = longest(&[(tensor, Bound::Tensor), (shared, Bound::Shared), (from_l2, Bound::L2)]);
     let main = pieces * overlapped(&[tensor, shared, from_l2]);
     let epilogue = (bm * bn) as f64 * w.epilogue_instructions / gpu.multiprocessor().fp32_lanes as f64;
@@ -248,14 +253,15 @@ pub(super) fn persistent_gemm(gpu: &Gpu, w: &PersistentGemmWork) -> Estimate {
     let clocks = 2.0 * LATENCY + of_block * tile + exposed;
     let working = of_block * tile;
     let bound = if working > 0.5 * clocks { bound } else { Bound::Latency };
-    let l2_bytes = tiles as f64 * pieces * stage_bytes + 2.0 * (w.m * w.n) as f64;
+    let tiles = (w.clusters * w.cluster) as f64;
+    let l2_bytes = tiles * pieces * l2_stage_bytes + 2.0 * (w.m * w.n) as f64;
     let (us, bound) = with_traffic(gpu, clocks, bound, w.traffic, l2_bytes);
     Estimate {
         flops: 2.0 * w.m as f64 * w.n as f64 * w.k as f64,
         bytes: w.traffic.bytes(),
-        blocks,
+        blocks: w.blocks,
         blocks_per_sm: 1,
-        waves: tiles as f64 / gpu.sm_count as f64,
+        waves: tiles / gpu.sm_count as f64,
         us,
         bound,
     }
@@ -370,30 +376,33 @@ mod tests {
         assert!(many.us > bytes / 4320e3 && many.bound == Bound::Memory, "{many:?}");
     }
 
-    /// 763 TFLOP/s at 4096 and 808 at 8192 are published for a handwritten kernel with tiles of 128 by 256 whose weights two
-    /// blocks share (fast.cu, H100, bf16); this one does not share them.
+    /// 763 TFLOP/s at 4096 and 808 at 8192 are published for a handwritten kernel with these tiles and clusters (fast.cu, H100,
+    /// bf16); the ceiling of the model is 790.
     #[test]
-    fn large_products_on_hopper_take_a_little_more_than_what_is_published() {
+    fn large_products_on_hopper_take_about_what_is_published() {
         let gpu = Gpu::known("h100").unwrap();
-        let at = |size: usize, ping_pong, columns| {
-            let traffic = Traffic::of(6.0 * (size * size) as f64, false);
-            let (block, epilogue_instructions) = ([128, columns, 64], 8.0);
+        let at = |size: usize, ping_pong, columns: usize, cluster| {
+            let clusters = size.div_ceil(128 * cluster) * size.div_ceil(columns);
             let work = PersistentGemmWork {
                 m: size,
                 n: size,
                 k: size,
-                block,
+                block: [128, columns, 64],
                 ping_pong,
-                epilogue_instructions,
-                traffic,
+                cluster,
+                clusters,
+                blocks: cluster * clusters.min(gpu.sm_count / cluster),
+                epilogue_instructions: 8.0,
+                traffic: Traffic::of(6.0 * (size * size) as f64, false),
             };
             let e = persistent_gemm(&gpu, &work);
             e.flops / e.us / 1e6
         };
-        let large = at(8192, false, 256);
-        assert!((620.0..780.0).contains(&large), "{large}");
-        assert!(at(1024, false, 256) < at(4096, false, 256) && at(4096, false, 256) < 763.0);
-        assert!(at(8192, true, 128) < large, "the smaller tile reads more");
+        let large = at(8192, false, 256, 2);
+        assert!((650.0..790.0).contains(&large), "{large}");
+        assert!(at(1024, false, 256, 2) < at(4096, false, 256, 2));
+        assert!(at(8192, false, 256, 1) < large, "weights that are not shared are read more often");
+        assert!(at(8192, true, 128, 2) < large, "so are those of smaller tiles");
     }
 
     /// FlashAttention-2 on an A100, head size 64, not causal, 2,048 tokens: 190 TFLOP/s published.

@@ -41,6 +41,8 @@ pub enum Multiplier {
     Wgmma {
         /// Warpgroups that share a tile: 2, or 1 where one multiplies while the other stores.
         groups_of_tile: usize,
+        /// Blocks that take row tiles below each other at once, and share the weights.
+        cluster: usize,
     },
 }
 
@@ -69,6 +71,14 @@ impl GemmTile {
             Multiplier::Wgmma { .. } => 1,
         }
     }
+
+    /// Blocks that run at once and share the weights; 1 where none do.
+    pub fn cluster(&self) -> usize {
+        match self.multiplier {
+            Multiplier::Mma { .. } => 1,
+            Multiplier::Wgmma { cluster, .. } => cluster,
+        }
+    }
 }
 
 const fn tile(
@@ -94,25 +104,20 @@ const fn hopper(
     name: &'static str,
     block: [usize; 3],
     stages: usize,
-    groups_of_tile: usize,
+    [groups_of_tile, cluster]: [usize; 2],
     threads: usize,
     dynamic_shared: usize,
 ) -> GemmTile {
-    GemmTile {
-        name,
-        block,
-        stages,
-        multiplier: Multiplier::Wgmma { groups_of_tile },
-        threads,
-        dynamic_shared,
-    }
+    let multiplier = Multiplier::Wgmma { groups_of_tile, cluster };
+    GemmTile { name, block, stages, multiplier, threads, dynamic_shared }
 }
 
 /// Every tile; what each is for stands beside it in `kernels/gemm.cu` and `kernels/gemm_hopper.cu`.
-pub const GEMM_TILES: [GemmTile; 10] = [
-    hopper("gemm_wgmma_128x256x64_s3", [128, 256, 64], 3, 2, 384, 229_488),
-    hopper("gemm_wgmma_128x192x64_s4", [128, 192, 64], 4, 2, 384, 229_504),
-    hopper("gemm_wgmma_128x128x64_s4", [128, 128, 64], 4, 1, 384, 213_120),
+pub const GEMM_TILES: [GemmTile; 11] = [
+    hopper("gemm_wgmma_128x256x64_s3_c2", [128, 256, 64], 3, [2, 2], 384, 229_488),
+    hopper("gemm_wgmma_128x192x64_s4_c2", [128, 192, 64], 4, [2, 2], 384, 229_504),
+    hopper("gemm_wgmma_128x128x64_s4_c2", [128, 128, 64], 4, [1, 2], 384, 213_120),
+    hopper("gemm_wgmma_128x128x64_s4", [128, 128, 64], 4, [1, 1], 384, 213_120),
     tile("gemm_128x256x32_s4", [128, 256, 32], 4, [2, 4], 1, 256, 98304),
     tile("gemm_256x128x32_s4", [256, 128, 32], 4, [4, 2], 1, 256, 98304),
     tile("gemm_128x128x32_s3", [128, 128, 32], 3, [2, 2], 1, 128, 49152),
@@ -231,7 +236,10 @@ impl TileTable {
     pub fn new(gpu: Gpu, element: Element) -> Self {
         let mut table =
             Self { gpu, element, gemm_blocks: [0; GEMM_TILES.len()], reduce_blocks: 1, reduce_threads: 1 };
-        table.gemm_blocks = GEMM_TILES.map(|tile| table.blocks_per_sm(tile.name, None));
+        table.gemm_blocks = GEMM_TILES.map(|tile| {
+            let room = tile.cluster() <= table.gpu.sm_count;
+            if room { table.blocks_per_sm(tile.name, None) } else { 0 }
+        });
         table.reduce_blocks = table.blocks_per_sm(SPLITK_REDUCE, None);
         table.reduce_threads = table.kernel(SPLITK_REDUCE).threads;
         table
@@ -276,7 +284,7 @@ impl TileTable {
         let least = candidates.iter().map(|c| c.estimate.us).fold(f64::INFINITY, f64::min);
         let elements = |c: &GemmLaunch| {
             let [bm, bn, _] = c.tile.block;
-            gemm.m.next_multiple_of(bm) * gemm.n.next_multiple_of(bn)
+            gemm.m.next_multiple_of(bm * c.tile.cluster()) * gemm.n.next_multiple_of(bn)
         };
         candidates
             .into_iter()
@@ -319,7 +327,6 @@ impl TileTable {
             traffic = traffic.and(Traffic::of(result_bytes, in_l2));
         }
         let epilogue_instructions = if splits > 1 { 4.0 } else { epilogue.instructions() };
-        let tiles = m.div_ceil(bm) * n.div_ceil(bn);
         let (blocks, mut estimate) = match tile.multiplier {
             Multiplier::Mma { warps, .. } => {
                 let (warp_m, warp_n) = (bm / warps[0], bn / warps[1]);
@@ -335,19 +342,24 @@ impl TileTable {
                     epilogue_instructions,
                     traffic,
                 };
-                (tiles, estimate::gemm(&self.gpu, &work))
+                (m.div_ceil(bm) * n.div_ceil(bn), estimate::gemm(&self.gpu, &work))
             }
-            Multiplier::Wgmma { groups_of_tile } => {
+            Multiplier::Wgmma { groups_of_tile, cluster } => {
+                let clusters = m.div_ceil(cluster * bm) * n.div_ceil(bn);
+                let blocks = cluster * clusters.min(self.gpu.sm_count / cluster);
                 let work = PersistentGemmWork {
                     m,
                     n,
                     k,
                     block: tile.block,
                     ping_pong: groups_of_tile == 1,
+                    cluster,
+                    clusters,
+                    blocks,
                     epilogue_instructions,
                     traffic,
                 };
-                (tiles.min(self.gpu.sm_count), estimate::persistent_gemm(&self.gpu, &work))
+                (blocks, estimate::persistent_gemm(&self.gpu, &work))
             }
         };
         let reduce = (splits > 1).then(|| {

@@ -88,6 +88,34 @@ KERNEL(128, bug_tma_store, const half_t* in, TMAP_PARAM(map)) {
   if (planted("TMA_BEFORE_GRIDDEP_WAIT")) griddep_wait();
 }
 
+// out [2 blocks, rounds, 64, 64] = in [rounds, 64, 64]: each block of a cluster loads half of every round for both
+KERNEL_CLUSTER(64, 2, bug_cluster, TMAP_PARAM(map), half_t* out, int rounds) {
+  SMEM_DYN(smem);
+  const saddr box = smem_addr(smem), full = box + HOPPER_TILE, empty = full + 8;
+  const int rank = (int)cluster_rank();
+  const bool for_itself = planted("FREED_FOR_ITSELF");  // nobody waits for the other block's readers
+  if (threadIdx.x == 0) {
+    mbar_init(full, 1);
+    mbar_init(empty, for_itself ? 1 : 2);
+    mbar_fence_init();
+  }
+  if (planted("NO_CLUSTER_SYNC")) sync_block();
+  else cluster_sync();
+  for (int round = 0; round < rounds; round++) {
+    if (threadIdx.x == 0) {
+      mbar_wait(empty, (round + 1) & 1);
+      mbar_arrive_expect_tx(full, HOPPER_TILE);
+      tma_load_2d_multicast(box + rank * HOPPER_TILE / 2, &map, full, 0, round * 64 + rank * 32, planted("ONE_RANK") ? 1 << rank : 3);
+    }
+    mbar_wait(full, round & 1);
+    for (int i = threadIdx.x; i < 512; i += 64)
+      st_global_128(out + ((rank * rounds + round) * 512 + i) * 8, ld_shared_128(box + i / 8 * 128 + (i % 8 ^ (i / 8 & 7)) * 16));
+    sync_block();
+    if (threadIdx.x < 2 && (!for_itself || (int)threadIdx.x == rank)) mbar_arrive_remote(empty, planted("ARRIVES_AT_ITSELF") ? (uint32_t)rank : threadIdx.x);
+  }
+  if (!planted("CLUSTER_LEFT_EARLY")) cluster_sync();
+}
+
 static std::vector<double> product(const Guarded<half_t>& a, const Guarded<half_t>& w, int m, int n, int k) {
   std::vector<double> x = widen16<F16>(a), y = widen16<F16>(w), ref((size_t)(m * n));
   for (int i = 0; i < m; i++)
@@ -116,6 +144,14 @@ static const int hopper_cases[] = {
       for (int i = 0; i < 2; i++) launch(bug_tma_store, {1}, {128}, HOPPER_TILE, in.data(), std::ref(map));
       std::vector<double> ref = widen16<F16>(in);
       check_error("", widen16<F16>(out), ref, ref, 0);
+    }),
+    add_case("cluster", [] {
+      const int rounds = 4, n = rounds * 64 * 64;
+      Random random(case_seed);
+      Guarded<half_t> in(random.normals16<F16>(n), "in"), out(2 * n, "out");
+      TensorMap map = tensor_map(in.data(), rounds * 64, 64, 32);
+      launch(bug_cluster, {2}, {64}, HOPPER_TILE + 16, std::ref(map), out.data(), rounds);
+      for (int i = 0; i < 2 * n; i++) EXPECT(out.data()[i] == in.data()[i % n], "element %d: got %04x, want %04x", i, out.data()[i], in.data()[i % n]);
     }),
     add_case("stores", [] {
       Random random(case_seed);

@@ -198,7 +198,7 @@ static CUresult run(const Launch& l) {
   }
   emu::opt.dependent = emu::opt.must_wait = l.dependent;
   try {
-    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); });
+    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); }, k.cluster);
   } catch (emu::Error& e) {
     say("%s: %s", k.name, e.msg);
     bool address = strstr(e.msg, "outside of every allocation") != nullptr;
@@ -215,6 +215,8 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return refuse("grid out of range");
   if (!threads || threads > 1024 || block.z > 64) return refuse("block out of range");
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
+  if (k.cluster > 1 && arch < 90) return NOT_SUPPORTED;
+  if (grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters");
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
   if (!blocks_per_sm(f, threads, shared, arch)) return LAUNCH_OUT_OF_RESOURCES;
   auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, {}});
@@ -235,7 +237,7 @@ API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void
   bool dependent = false;
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
-    if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters are not emulated", f->kernel->name); return NOT_SUPPORTED; }
+    if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters by launch attribute are not emulated", f->kernel->name); return NOT_SUPPORTED; }
     if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
       if (current_context->device->architecture < 90) return NOT_SUPPORTED;
       dependent = true;

@@ -270,8 +270,9 @@ impl Queue<'_> {
             reserved: 0,
         });
         let tile = launch.tile;
-        if let Multiplier::Wgmma { .. } = tile.multiplier {
+        if let Multiplier::Wgmma { cluster, .. } = tile.multiplier {
             let [rows, columns, _] = tile.block.map(|size| size as u32);
+            let columns = columns / cluster as u32; // each block of a cluster loads its part of the weights
             let out_columns = if after.gated { n / 2 } else { n };
             let maps = &self.products.maps;
             let map_out = maps.of(out, [m, out_columns], [16, if after.gated { 32 } else { 64 }])?;
