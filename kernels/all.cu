@@ -2,6 +2,7 @@
 // conformance.cu is not among them: those kernels test the wrappers, and have an image of their own.
 #include "embed_layernorm.cu"
 #include "gemm.cu"
+#include "gemm_hopper.cu"
 #include "folded_layernorm.cu"
 #include "attention.cu"
 #include "residual_layernorm.cu"

@@ -219,9 +219,27 @@ KERNEL(128, conformance_tma, TMAP_PARAM(map), uint32_t* out) {
   for (int i = threadIdx.x; i < 2048; i += 128) out[i] = ld_shared_32(box + 4 * i);
 #endif
 }
+// A box of 64 x 64 halves, `in` as it lies in shared memory, stored to two places of a tensor of 48 rows of 64: (-8, -4) and
+// (56, -4), so that each element is written once and part of each box lies outside
+KERNEL(128, conformance_tma_store, const uint32_t* in, TMAP_PARAM(map)) {
+#if defined(HOST_EMULATION) || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+  SMEM_DYN(smem);
+  const saddr box = smem_addr(smem);
+  for (int i = threadIdx.x; i < 2048; i += 128) st_shared_32(box + 4 * i, in[i]);
+  fence_proxy_async();
+  sync_block();
+  if (threadIdx.x == 0) {
+    tma_store_2d(&map, box, -8, -4);
+    tma_store_2d(&map, box, 56, -4);
+    tma_store_commit();
+    tma_store_wait_read<0>();
+  }
+#endif
+}
 // a [64, 16], w [n, 16] halves, row-major in `in`; stored K-major with the 128-byte swizzle in rows of 64 halves. sm_90a
-template <int N, int REGISTERS> DEV void wgmma_body(const uint32_t* in, uint32_t* out) {
+template <int N, class Multiply> DEV void wgmma_body(const uint32_t* in, uint32_t* out, Multiply multiply) {
 #if defined(HOST_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr int REGISTERS = N / 2;
   SMEM_DYN(wgmma_smem);
   const saddr a = smem_addr(wgmma_smem), w = a + 8192;
   for (int i = threadIdx.x; i < (64 + N) * 8; i += 128) {
@@ -233,12 +251,24 @@ template <int N, int REGISTERS> DEV void wgmma_body(const uint32_t* in, uint32_t
   float d[REGISTERS];
   for (int i = 0; i < REGISTERS; i++) { d[i] = (float)i; wgmma_hold(d[i]); }
   wgmma_fence();
-  if constexpr (N == 64) wgmma_m64n64k16(d, wgmma_desc_sw128(a), wgmma_desc_sw128(w), 1);
-  else wgmma_m64n128k16(d, wgmma_desc_sw128(a), wgmma_desc_sw128(w), 1);
+  multiply(d, wgmma_desc_sw128(a), wgmma_desc_sw128(w));
   wgmma_commit();
   wgmma_wait<0>();
   for (int i = 0; i < REGISTERS; i++) out[REGISTERS * threadIdx.x + i] = f32_bits(d[i]);
 #endif
 }
-KERNEL(128, conformance_wgmma_n64, const uint32_t* in, uint32_t* out) { wgmma_body<64, 32>(in, out); }
-KERNEL(128, conformance_wgmma_n128, const uint32_t* in, uint32_t* out) { wgmma_body<128, 64>(in, out); }
+#if defined(HOST_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CONFORMANCE_WGMMA(name, n, wrapper)                                                                 \
+  KERNEL(128, name, const uint32_t* in, uint32_t* out) {                                                    \
+    wgmma_body<n>(in, out, [](float (&d)[n / 2], uint64_t a, uint64_t w) { wrapper(d, a, w, 1); });         \
+  }
+#else
+#define CONFORMANCE_WGMMA(name, n, wrapper) KERNEL(128, name, const uint32_t* in, uint32_t* out) {}
+#endif
+CONFORMANCE_WGMMA(conformance_wgmma_n64, 64, wgmma_m64n64k16)
+CONFORMANCE_WGMMA(conformance_wgmma_n128, 128, wgmma_m64n128k16)
+CONFORMANCE_WGMMA(conformance_wgmma_n192, 192, wgmma_m64n192k16)
+CONFORMANCE_WGMMA(conformance_wgmma_n256, 256, wgmma_m64n256k16)
+CONFORMANCE_WGMMA(conformance_wgmma_n128_bf16, 128, wgmma_m64n128k16_bf16)
+CONFORMANCE_WGMMA(conformance_wgmma_n192_bf16, 192, wgmma_m64n192k16_bf16)
+CONFORMANCE_WGMMA(conformance_wgmma_n256_bf16, 256, wgmma_m64n256k16_bf16)

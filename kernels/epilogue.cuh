@@ -171,19 +171,18 @@ struct EpiloguePlace {
 };
 
 // activation(gate) * up: four outputs a lane. Two lanes put theirs together, so that stores stay 16 bytes wide.
-template <class T> DEV void store_gated(const Epilogue& e, const float (&v)[VECTOR], half_t* out, EpiloguePlace at) {
+template <class T, class Store> DEV void store_gated(const Epilogue& e, const float (&v)[VECTOR], EpiloguePlace at, Store store) {
   float gate[4] = {v[0], v[2], v[4], v[6]};
   activate_by(e.activation, gate);
   uint32_t low = T::pack(gate[0] * v[1], gate[1] * v[3]), high = T::pack(gate[2] * v[5], gate[3] * v[7]);
   uint32_t next_low = shfl_xor(low, 1), next_high = shfl_xor(high, 1);
-  bool first = (at.column & VECTOR) == 0;
-  if (at.inside && first) st_global_128(out + at.row * (size_t)(at.n / 2) + at.column / 2, u128{low, high, next_low, next_high});
+  if ((at.column & VECTOR) == 0) store(u128{low, high, next_low, next_high});
 }
 
-// Finishes and stores v. All lanes of the warp call it, eight neighbours with the 64 columns of one row. `norm` is that
-// row's, `residual` the lane's eight residual elements.
-template <class T>
-DEV void finish_row(const Epilogue& e, const EpilogueColumns& c, float (&v)[VECTOR], RowNorm norm, u128 residual, half_t* out, EpiloguePlace at) {
+// Finishes v and hands it to `store`: eight outputs, of a gated product in every second lane. All lanes of the warp call it,
+// eight neighbours with the 64 columns of one row. `norm` is that row's, `residual` the lane's eight residual elements.
+template <class T, class Store>
+DEV void finish_row(const Epilogue& e, const EpilogueColumns& c, float (&v)[VECTOR], RowNorm norm, u128 residual, EpiloguePlace at, Store store) {
   if (e.norm_target == NORM_INPUT) {
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) v[i] = norm.rstd * fmaf(-norm.mean, c.scale[i], v[i]);
@@ -191,7 +190,7 @@ DEV void finish_row(const Epilogue& e, const EpilogueColumns& c, float (&v)[VECT
 #pragma unroll
   for (int i = 0; i < VECTOR; i++) v[i] += c.bias[i];
   if (e.gated) {
-    store_gated<T>(e, v, out, at);
+    store_gated<T>(e, v, at, store);
     return;
   }
   activate_by(e.activation, v);
@@ -206,10 +205,18 @@ DEV void finish_row(const Epilogue& e, const EpilogueColumns& c, float (&v)[VECT
     for (int i = 0; i < VECTOR; i++) v[i] += r[i];
   }
   u128 stored = pack8<T>(v);
-  if (at.inside) st_global_128(out + at.row * (size_t)at.n + at.column, stored);
+  store(stored);
   if (e.row_stats) {
     int segment = at.column / SEGMENT, segments = (at.n + SEGMENT - 1) / SEGMENT;
     float* stats = e.row_stats + (at.row * (size_t)segments + (size_t)segment) * 2;
     store_segment_stats<T>(stats, stored, c.inverse_count, at.inside, at.inside && at.column % SEGMENT == 0);
   }
+}
+// The same, into a row-major [m, n or n / 2].
+template <class T>
+DEV void finish_row_to(half_t* out, const Epilogue& e, const EpilogueColumns& c, float (&v)[VECTOR], RowNorm norm, u128 residual, EpiloguePlace at) {
+  finish_row<T>(e, c, v, norm, residual, at, [&](u128 stored) {
+    size_t place = at.row * (size_t)at.n + at.column;
+    if (at.inside) st_global_128(out + (e.gated ? place / 2 : place), stored);
+  });
 }

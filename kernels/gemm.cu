@@ -27,12 +27,7 @@
 //
 // Method: multistage cp.async pipeline with ldmatrix and register double buffering, as in CUTLASS's sm_80 mainloop
 // (include/cutlass/gemm/threadblock/mma_multistage.h); grouped block order as in Triton's matmul tutorial; XOR swizzle.
-#include "epilogue.cuh"
-
-// Blocks that run at the same time should form a square of tiles, so that what they read from L2 is least: 108 to 148
-// blocks as 8 row tiles by 13 to 18 column tiles. Within a group of 8 row tiles the columns advance slowly; weights of an
-// encoder (at most 8 MiB) stay in L2 across groups.
-constexpr int ROW_TILES_PER_GROUP = 8;
+#include "gemm_tiles.cuh"
 
 template <int M, int N, int K, int S, int WM, int WN> struct GemmShape {
   static constexpr int BLOCK_M = M, BLOCK_N = N, BLOCK_K = K, STAGES = S, WARPS_M = WM, WARPS_N = WN;
@@ -45,7 +40,7 @@ template <int M, int N, int K, int S, int WM, int WN> struct GemmShape {
   static constexpr int SHARED_BYTES = S * STAGE_BYTES;
   // Epilogue: the warps that share 64 columns and WARP_M rows form a team, with a slab of 16 rows of fp32 sums.
   static constexpr int TEAM_WARPS = SEGMENT / WARP_N, TEAM_THREADS = 32 * TEAM_WARPS, TEAMS = WM * WN / TEAM_WARPS;
-  static constexpr int SLAB_ROW_BYTES = SEGMENT * 4, SLAB_BYTES = 16 * SLAB_ROW_BYTES;
+  static constexpr int SLAB_BYTES = 16 * SLAB_ROW_BYTES;
   static constexpr int ROWS_PER_PASS = TEAM_THREADS / SEGMENT_LANES, PASSES = 16 / ROWS_PER_PASS;
   static constexpr int RESIDUAL_BYTES = TEAMS * WARP_M * SEGMENT * 2;
   static_assert(WARP_M % 16 == 0 && (WARP_N == 16 || WARP_N == 32 || WARP_N == 64) && N % SEGMENT == 0, "warps");
@@ -167,11 +162,7 @@ DEV void mainloop(Sums<S>& sums, PieceCursor a, PieceCursor w, int k, int pieces
 
 // ---- epilogue: fragments to rows --------------------------------------------------------------------------------------------
 // A lane's sums are pairs of columns scattered over rows; stores and residual loads want 16 bytes a lane and whole lines.
-// So 16 rows at a time pass through shared memory as fp32, 64 columns wide, within a team of 1, 2 or 4 warps. Column c of
-// row r lies at c ^ 8 (r % 4) ^ 4 (c / 32): then neither the pairs going in (4 rows x 8 banks) nor the quads coming out (8
-// lanes of a row, 8 columns apart) share a bank.
-DEV uint32_t slab_swizzle(int row, int column) { return (uint32_t)(column ^ ((row & 3) << 3) ^ ((column & 32) >> 3)) * 4; }
-
+// So 16 rows at a time pass through shared memory as fp32, a slab of 64 columns, within a team of 1, 2 or 4 warps.
 // All teams of a block have the same number of slabs, so a barrier of the block serves teams of several warps. (Named
 // barriers for each team were tried: with computed ids a block takes all sixteen, and they save nothing for two teams.)
 template <class S> DEV void team_sync() {
@@ -181,21 +172,14 @@ template <class S> DEV void team_sync() {
 template <class S> DEV void store_slab(const float (&sums)[S::MMA_N][4], saddr slab, int warp_in_team) {
   int lane = threadIdx.x & 31, row = lane >> 2;
   // the swizzle is linear over XOR, so the lane's part and each column's constant combine
-  saddr base = slab + row * S::SLAB_ROW_BYTES + (slab_swizzle(row, 2 * (lane & 3)) ^ slab_swizzle(0, warp_in_team * S::WARP_N));
+  saddr base = slab + row * SLAB_ROW_BYTES + (slab_swizzle(row, 2 * (lane & 3)) ^ slab_swizzle(0, warp_in_team * S::WARP_N));
 #pragma unroll
   for (int j = 0; j < S::MMA_N; j++) {
     saddr at = base ^ slab_swizzle(0, 8 * j);
     st_shared_64(at, u64x{f32_bits(sums[j][0]), f32_bits(sums[j][1])});
-    st_shared_64(at + 8 * S::SLAB_ROW_BYTES, u64x{f32_bits(sums[j][2]), f32_bits(sums[j][3])});
+    st_shared_64(at + 8 * SLAB_ROW_BYTES, u64x{f32_bits(sums[j][2]), f32_bits(sums[j][3])});
   }
 }
-template <class S> DEV void load_slab(saddr slab, int row, int column, float (&v)[VECTOR]) {
-  saddr at = slab + row * S::SLAB_ROW_BYTES + slab_swizzle(row, column);
-  u128 low = ld_shared_128(at), high = ld_shared_128(at ^ 16);
-  v[0] = f32_from_bits(low.x); v[1] = f32_from_bits(low.y); v[2] = f32_from_bits(low.z); v[3] = f32_from_bits(low.w);
-  v[4] = f32_from_bits(high.x); v[5] = f32_from_bits(high.y); v[6] = f32_from_bits(high.z); v[7] = f32_from_bits(high.w);
-}
-
 struct Matrices {
   const half_t *a, *w;
   half_t* c;
@@ -239,7 +223,7 @@ DEV void store_tile(const Sums<S>& sums, const Matrices& x, const Epilogue& e, i
       int slab_row = pass * S::ROWS_PER_PASS + lane_row, tile_row = team_row + i * 16 + slab_row, row = first_row + tile_row;
       bool inside = row < x.m && in_columns;
       float v[VECTOR];
-      load_slab<S>(slab, slab_row, slab_column, v);
+      load_slab(slab, slab_row, slab_column, v);
       if (split) {
         if (inside) store8_f32(x.partials + ((size_t)blockIdx.y * (size_t)x.m + (size_t)row) * (size_t)x.n + column, v);
         continue;
@@ -251,21 +235,13 @@ DEV void store_tile(const Sums<S>& sums, const Matrices& x, const Epilogue& e, i
         u64x stored = ld_shared_64(norms + tile_row * 8);
         norm = RowNorm{f32_from_bits(stored.x), f32_from_bits(stored.y)};
       }
-      finish_row<T>(e, columns, v, norm, r, x.c, EpiloguePlace{(size_t)row, column, x.n, inside});
+      finish_row_to<T>(x.c, e, columns, v, norm, r, EpiloguePlace{(size_t)row, column, x.n, inside});
     }
     team_sync<S>();
   }
 }
 
 // ---- a block ----------------------------------------------------------------------------------------------------------------
-struct TilePlace { int row, column; };
-// Which tile a block computes: groups of row tiles, in them column tiles, in these the rows of the group.
-DEV TilePlace place_of_block(int block, int row_tiles, int column_tiles) {
-  int per_group = ROW_TILES_PER_GROUP * column_tiles, first = block / per_group * ROW_TILES_PER_GROUP;
-  int rows = min(ROW_TILES_PER_GROUP, row_tiles - first), in_group = block % per_group;
-  return TilePlace{first + in_group % rows, in_group / rows};
-}
-
 template <class T, class S> DEV void gemm_block(uint8_t* shared, float* norms, const Matrices& x, const Epilogue& e) {
   const TilePlace tile = place_of_block(blockIdx.x, (x.m + S::BLOCK_M - 1) / S::BLOCK_M, (x.n + S::BLOCK_N - 1) / S::BLOCK_N);
   const int first_row = tile.row * S::BLOCK_M, first_column = tile.column * S::BLOCK_N;
@@ -319,7 +295,7 @@ template <class T> DEV void splitk_reduce_block(const float* partials, half_t* c
   EpilogueColumns columns;
   load_columns(e, column, n, row < m, columns);
   RowNorm norm = inside && e.norm_target != NORM_NONE ? row_norm(e, (size_t)row) : RowNorm{0, 0};
-  finish_row<T>(e, columns, v, norm, residual, c, EpiloguePlace{(size_t)row, column, n, inside});
+  finish_row_to<T>(c, e, columns, v, norm, residual, EpiloguePlace{(size_t)row, column, n, inside});
 }
 #define SPLITK_REDUCE(name, T)                                                                                      \
   KERNEL(REDUCE_THREADS, name, const float* partials, half_t* c, int m, int n, int splits, Epilogue e) {            \

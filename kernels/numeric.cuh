@@ -14,6 +14,7 @@
 
 // ---- element types --------------------------------------------------------------------------------------------------
 struct F16 {
+  static constexpr bool IS_BF16 = false;
   DEV_MEMBER float to_f32(half_t h) { return h2f(h); }
   DEV_MEMBER half_t from_f32(float f) { return f2h(f); }
   DEV_MEMBER float lo(uint32_t p) { return h2lo(p); }
@@ -22,6 +23,7 @@ struct F16 {
   DEV_MEMBER void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1 LOC_PARAM) { mma_m16n8k16(c, a, b0, b1 LOC_ARG); }
 };
 struct BF16 {
+  static constexpr bool IS_BF16 = true;
   DEV_MEMBER float to_f32(half_t h) { return b2f(h); }
   DEV_MEMBER half_t from_f32(float f) { return f2b(f); }
   DEV_MEMBER float lo(uint32_t p) { return b2f((half_t)(p & 0xffff)); }

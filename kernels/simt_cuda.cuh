@@ -15,6 +15,8 @@ typedef unsigned long long uint64_t; typedef long long int64_t; typedef int int3
 // a register count at which `min_blocks` blocks fit on a multiprocessor.
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define KERNEL_MIN_BLOCKS(threads, min_blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, min_blocks) name(__VA_ARGS__)
+// Blocks along x that run at once and reach each other's shared memory. sm_90 and up.
+#define KERNEL_CLUSTER(threads, blocks, name, ...) extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define TMAP_PARAM(n) const __grid_constant__ TensorMap n
 #define SMEM_DYN(p) extern __shared__ __align__(1024) uint8_t p[]
 #define SMEM_ARRAY(T, name, n) __shared__ T name[n]
@@ -27,7 +29,7 @@ typedef unsigned long long uint64_t; typedef long long int64_t; typedef int int3
 
 typedef uint32_t saddr;                                     // address in the shared window
 typedef uint16_t half_t;                                    // raw bits of an fp16 or bf16
-struct alignas(64) TensorMap { uint64_t opaque[16]; };
+struct alignas(128) TensorMap { uint64_t opaque[16]; };
 struct alignas(16) u128 { uint32_t x, y, z, w; };
 struct alignas(8) u64x { uint32_t x, y; };
 
@@ -164,6 +166,27 @@ DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(d), "l"(m), "r"(bar), "r"(c0), "r"(c1) : "memory");
 }
+// Clusters: the block's number in its own; a barrier of all threads of all blocks, which also orders their memory; an arrival at
+// the mbarrier at the same address in another block; a box for every block of the mask `ranks`, at the same address in each,
+// of which the mbarrier at the same address hears.
+DEV uint32_t cluster_rank() { uint32_t r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+DEV void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEV void mbar_arrive_remote(saddr b, uint32_t rank) {
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(b), "r"(rank) : "memory");
+}
+DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, int c1, uint32_t ranks) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;"
+               ::"r"(d), "l"(m), "r"(bar), "r"(c0), "r"(c1), "h"((uint16_t)ranks) : "memory");
+}
+// A box from shared memory, behind fence_proxy_async; what lies outside of the tensor is not written. Groups as with cp.async,
+// a thread's own: _read waits until shared memory may be written again, which must be before the block ends.
+DEV void tma_store_2d(const TensorMap* m, saddr s, int c0, int c1) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(m), "r"(s), "r"(c0), "r"(c1) : "memory");
+}
+DEV void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+template <int N> DEV void tma_store_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
 #endif
 
 // ---- sm_90a ------------------------------------------------------------------------------------------------------------
@@ -175,16 +198,40 @@ DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 #define W8(o) "+f"(d[o]), "+f"(d[o+1]), "+f"(d[o+2]), "+f"(d[o+3]), "+f"(d[o+4]), "+f"(d[o+5]), "+f"(d[o+6]), "+f"(d[o+7])
-DEV void wgmma_m64n64k16(float (&d)[32], uint64_t da, uint64_t db, int scale_d) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}"
-    : W8(0), W8(8), W8(16), W8(24) : "l"(da), "l"(db), "r"(scale_d));
-}
-DEV void wgmma_m64n128k16(float (&d)[64], uint64_t da, uint64_t db, int scale_d) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0, 0;\n}"
-    : W8(0), W8(8), W8(16), W8(24), W8(32), W8(40), W8(48), W8(56) : "l"(da), "l"(db), "r"(scale_d));
-}
+#define W32(o) W8(o), W8(o + 8), W8(o + 16), W8(o + 24)
+#define R32 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define R64 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define R96 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63," \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define R128 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63," \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
+  "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+// d += a b^T: a [64, 16], b [n, 16] in shared memory, K-major; da, db, p: the operands behind d's registers
+#define WGMMA(name, shape, type, registers, list, da_, db_, p_, ...)                                                              \
+  DEV void name(float (&d)[registers], uint64_t da, uint64_t db, int scale_d) {                                                 \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_ ", 0;\n"                                                                 \
+                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, " da_ ", " db_ ", p, 1, 1, 0, 0;\n}"  \
+                 : __VA_ARGS__ : "l"(da), "l"(db), "r"(scale_d));                                                               \
+  }
+WGMMA(wgmma_m64n64k16, "m64n64k16", "f16", 32, R32, "%32", "%33", "%34", W32(0))
+WGMMA(wgmma_m64n128k16, "m64n128k16", "f16", 64, R64, "%64", "%65", "%66", W32(0), W32(32))
+WGMMA(wgmma_m64n128k16_bf16, "m64n128k16", "bf16", 64, R64, "%64", "%65", "%66", W32(0), W32(32))
+WGMMA(wgmma_m64n192k16, "m64n192k16", "f16", 96, R96, "%96", "%97", "%98", W32(0), W32(32), W32(64))
+WGMMA(wgmma_m64n192k16_bf16, "m64n192k16", "bf16", 96, R96, "%96", "%97", "%98", W32(0), W32(32), W32(64))
+WGMMA(wgmma_m64n256k16, "m64n256k16", "f16", 128, R128, "%128", "%129", "%130", W32(0), W32(32), W32(64), W32(96))
+WGMMA(wgmma_m64n256k16_bf16, "m64n256k16", "bf16", 128, R128, "%128", "%129", "%130", W32(0), W32(32), W32(64), W32(96))
+#undef WGMMA
+#undef R32
+#undef R64
+#undef R96
+#undef R128
+#undef W32
 #undef W8
 #endif

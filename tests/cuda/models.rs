@@ -124,6 +124,39 @@ fn head_sizes_match_reference() {
     });
 }
 
+/// On a GPU of two multiprocessors a few hundred tokens are enough for the kernels of wgmma, whose products then pass their
+/// tails, several tiles of a block, and every epilogue of the backend. The trace says which kernels ran.
+#[test]
+fn wgmma_products_match_reference() {
+    let trace = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("wgmma-trace.txt");
+    let switches = [
+        ("BERTHIER_EMU_MULTIPROCESSORS", "2"),
+        ("BERTHIER_EMU_TRACE", trace.to_str().expect("a UTF-8 path")),
+    ];
+    let _ = std::fs::remove_file(&trace);
+    on_stand_in("models::wgmma_products_match_reference", &switches, || {
+        let wide = ModelDesc { hidden_size: 192, num_attention_heads: 6, intermediate_size: 328, ..desc() };
+        let gated = ModelDesc { feed_forward: FeedForward::Gated, num_hidden_layers: 1, ..wide.clone() };
+        // with `batch_invariant` no other product is allowed, so the gated one passes too
+        for (desc, precision, batch_invariant, tolerance) in [
+            (&wide, Precision::Fp16, false, TOLERANCE),
+            (&wide, Precision::Bf16, false, BF16_TOLERANCE),
+            (&gated, Precision::Fp16, true, TOLERANCE),
+        ] {
+            let mut cuda = backend(Device::Cuda(0), desc, precision, batch_invariant);
+            // several sizes of batches in turn: their tensor maps are remembered
+            for seqlens in [&[130, 17, 100, 64][..], &[160, 160], &[130, 17, 100, 64]] {
+                matches_reference(desc, &mut *cuda, seqlens, tolerance);
+            }
+        }
+        let ran = std::fs::read_to_string(std::env::var("BERTHIER_EMU_TRACE").unwrap()).unwrap();
+        for element in ["_f16 ", "_bf16 "] {
+            let found = ran.lines().any(|line| line.starts_with("gemm_wgmma_") && line.contains(element));
+            assert!(found, "no wgmma kernel of{element}ran:\n{ran}");
+        }
+    });
+}
+
 #[test]
 fn poolings_match_reference() {
     let all = [

@@ -1,4 +1,4 @@
-// barrier.cpp - block barriers and mbarriers.
+// barrier.cpp - block barriers, cluster barriers and mbarriers.
 #include <string.h>
 #include "core.h"
 
@@ -26,6 +26,31 @@ static void sync_at(int id, int n, Loc loc) {
 void bar_sync(int id, int n, Loc loc) { sync_at(id, n, loc); }
 void bar_arrive(int id, int n, Loc loc) { arrive_at(id, n, "bar.arrive", loc); }
 void sync_block(Loc loc) { sync_at(0, (block->n + 31) / 32 * 32 == block->n ? block->n : -1, loc); }
+
+// ---- barrier.cluster: all threads of all blocks. Stricter than CUDA: threads that have exited count as missing. -----------------
+uint32_t cluster_rank() { return (uint32_t)block->rank; }
+Block& block_of_rank(uint32_t rank, const char* what, Loc loc) {
+  Cluster& c = *block->cluster;
+  if (rank >= c.blocks.size()) fail("%s at %s:%d: block %u of a cluster of %zu", what, AT(loc), rank, c.blocks.size());
+  Block& b = *c.blocks[rank];
+  if (!b.live) fail("%s at %s:%d: block %u of the cluster has ended, and its shared memory with it", what, AT(loc), rank);
+  return b;
+}
+void cluster_sync(Loc loc) {
+  Cluster& c = *block->cluster;
+  if (c.arrived == 0) c.loc = loc;
+  else if (c.loc != loc) fail("cluster_sync at %s:%d while others are in %s:%d", AT(loc), AT(c.loc));
+  release(&c);
+  if (++c.arrived < c.n) {
+    block->in_cluster_sync[running->warp->index] |= 1u << running->lane;
+    wait_in(Op::CLUSTER, loc);
+  } else {
+    c.arrived = 0;
+    for (Block* b : c.blocks)
+      for (int i = 0; i < b->n_warps; i++) { wake(b->warps[(size_t)i], b->in_cluster_sync[i]); b->in_cluster_sync[i] = 0; }
+  }
+  acquire(&c);
+}
 
 // ---- mbarrier: its 64 bits lie in shared memory, where a kernel could overwrite them ----------------------------------------
 struct Mbarrier { uint64_t pending : 20, count : 20; int64_t bytes : 23; uint64_t phase : 1; };
@@ -65,6 +90,11 @@ void mbar_arrive(saddr a, uint32_t expected_bytes, Loc loc) {
   m.pending--;
   check_phase(a, m);
 }
+void mbar_arrive_remote(saddr a, uint32_t rank, Loc loc) {
+  OnBlock there(&block_of_rank(rank, "mbarrier.arrive", loc));
+  mbar_arrive(a, 0, loc);
+}
+void check_mbarrier(saddr a, const char* what, Loc loc) { mbarrier_at(a, what, loc); }
 void mbar_complete(saddr a, uint32_t bytes, Loc loc) {
   Mbarrier& m = mbarrier_at(a, "complete_tx", loc);
   m.bytes -= bytes;

@@ -19,7 +19,8 @@ constexpr size_t MAX_SMEM_BYTES = 227 << 10; // a block's most on any GPU (sm_90
 extern __thread ThreadIndex* current __attribute__((tls_model("initial-exec")));
 
 enum class Op : uint8_t {
-  NONE, SHFL, VOTE, SYNC_WARP, MMA, LDMATRIX, STMATRIX, BAR, MBAR_WAIT, WGMMA, WGMMA_FENCE, WGMMA_COMMIT, WGMMA_WAIT
+  NONE, SHFL, VOTE, SYNC_WARP, MMA, LDMATRIX, STMATRIX, BAR, MBAR_WAIT, WGMMA, WGMMA_FENCE, WGMMA_COMMIT, WGMMA_WAIT,
+  CLUSTER
 };
 const char* name_of(Op);
 inline bool operator==(Loc a, Loc b) { return a.line == b.line && a.file == b.file; }
@@ -28,14 +29,17 @@ const char* base_name(const char* path);
 #define AT(loc) base_name((loc).file), (loc).line  // for "%s:%d"
 
 // ---- asynchronous copies of one thread -------------------------------------------------------------------------------------
+struct TmaStore { const TensorMap* map; saddr from; int c0, c1; bool read; std::vector<uint8_t> data; Loc loc; };  // read: data is it
 struct Copy { uint8_t* to; const uint8_t* from; uint32_t bytes; bool read; Loc loc; };  // read false: zeros
 
+struct Block;
 struct Warp;
 struct WarpGroup;
 struct Fiber : ThreadIndex {
   void* stack_pointer;
   uint8_t* stack;
   int id, lane;
+  Block* owner;
   Warp* warp;
   WarpGroup* group;
   bool done;
@@ -48,6 +52,8 @@ struct Fiber : ThreadIndex {
   const void* argument;                      // to the collective it waits in
   std::vector<Copy> copies;                  // cp.async not yet done, oldest first
   std::vector<size_t> group_ends;            // ends of committed groups in `copies`
+  std::vector<TmaStore> stores;              // not yet in global memory, oldest first
+  std::vector<size_t> store_group_ends;
   void* tsan;
 };
 
@@ -55,6 +61,7 @@ struct Fiber : ThreadIndex {
 struct Collective { uint32_t mask, arrived; Op op; Loc loc; };
 struct BankCounter;
 struct Warp {
+  Block* owner = nullptr;
   int index = 0;
   Fiber* lanes = nullptr;                    // 32 of them, fewer in the last warp of an odd block
   uint32_t exists = 0, exited = 0, ready = 0;  // ready: may run, and is not running
@@ -65,7 +72,7 @@ struct Warp {
 };
 
 // ---- a warpgroup's wgmma -----------------------------------------------------------------------------------------------------
-struct PendingWgmma { uint64_t a, b; int n, scale_d, group; float* key; };
+struct PendingWgmma { uint64_t a, b; int n, scale_d, group; bool bf16; float* key; };
 struct Accumulators { std::vector<float> values; float* registers[128]; int n, pending; };  // what the threads' registers will hold
 struct WarpGroup {
   int arrived = 0;
@@ -82,9 +89,15 @@ struct WarpGroup {
 };
 
 struct Barrier { int arrived = 0, expected = 0; Loc loc{"", 0}; uint32_t waiting[32] = {}; };
-struct TmaLoad { uint8_t* to; const TensorMap* map; int c0, c1; saddr barrier; Loc loc; };
+struct TmaLoad { saddr to; const TensorMap* map; int c0, c1; saddr barrier; uint32_t ranks; Loc loc; };  // ranks: a bit for each block of the cluster that gets it
+
+// The blocks of a cluster run at once, by one scheduler: all of them, by rank. A block alone is a cluster of one.
+struct Cluster { std::vector<Block*> blocks; int arrived = 0, n = 0; Loc loc{"", 0}; void* host_stack_pointer = nullptr; };
 
 struct Block {
+  Cluster* cluster = nullptr;
+  int rank = 0;
+  uint32_t in_cluster_sync[32] = {};         // lanes of each warp that wait in it
   int n = 0, live = 0, n_warps = 0;
   int at_warp = 0;                           // whose lanes run while they can
   uint32_t ready_warps = 0;
@@ -100,13 +113,12 @@ struct Block {
   std::vector<std::pair<saddr, Fiber*>> mbar_waiters;
   std::vector<TmaLoad> tma_queue;
   const std::function<void()>* body = nullptr;
-  void* host_stack_pointer = nullptr;
   bool failed = false;
   Error error;
   std::minstd_rand random;
-  void *tsan_host = nullptr, *tsan_tma = nullptr, *tsan_wgmma = nullptr;
+  void *tsan_host = nullptr, *tsan_tma = nullptr, *tsan_store = nullptr, *tsan_wgmma = nullptr;
   bool waited = false;                       // a thread has called griddep_wait
-  char started = 0, ended = 0, tma_issued = 0;  // tsan: addresses of order, not data
+  char started = 0, ended = 0, tma_issued = 0, tma_read = 0;  // tsan: addresses of order, not data
   ~Block();
 };
 extern __thread Block* block __attribute__((tls_model("initial-exec")));
@@ -116,6 +128,12 @@ extern __thread Fiber* running __attribute__((tls_model("initial-exec")));
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);  // ends the launch
 void wait_in(Op, Loc);                       // gives the processor away until someone wakes this lane
 void wake(Warp&, uint32_t lanes);
+struct OnBlock {                             // in this scope another block of the cluster is `block`
+  explicit OnBlock(Block* b) : back_(block) { block = b; }
+  ~OnBlock() { block = back_; }
+  Block* back_;
+};
+Block& block_of_rank(uint32_t rank, const char* what, Loc);  // fails if there is none, or it has ended
 
 // ---- memory.cpp ------------------------------------------------------------------------------------------------------------
 uint8_t* shared_at(saddr, size_t bytes, size_t align, const char* what, Loc);
@@ -130,6 +148,7 @@ void finish_counting(Warp&);                 // at the end of a block
 
 // ---- copies.cpp, tma.cpp, wgmma.cpp ------------------------------------------------------------------------------------------
 bool copies_in_flight(const Fiber&);
+void finish_stores(Fiber&);                  // at its end: fails if shared memory has not been read, writes what has
 bool run_one_tma_load();                     // false: none is queued
 
 // ---- collectives -------------------------------------------------------------------------------------------------------------

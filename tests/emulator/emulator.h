@@ -13,7 +13,7 @@
 
 struct dim3e { unsigned x = 1, y = 1, z = 1; };
 // What the stand-in cuTensorMapEncodeTiled writes; as large as the real one.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t magic, base, dim[2], stride;  // stride in bytes between rows
   uint32_t box[2], element_bytes, swizzle;  // swizzle: 0 none, 1 32, 2 64, 3 128 bytes
   uint64_t unused[8];
@@ -53,8 +53,8 @@ struct Loc {                             // a place in a kernel's source
 };
 
 // ---- launching -----------------------------------------------------------------------------------------------------------
-// Runs `body` once for each thread. Throws Error.
-void launch(dim3e grid, dim3e block, size_t smem_bytes, const std::function<void()>& body);
+// Runs `body` once for each thread. `cluster`: blocks along x that run at once and reach each other's shared memory. Throws Error.
+void launch(dim3e grid, dim3e block, size_t smem_bytes, const std::function<void()>& body, int cluster = 1);
 
 struct Kernel {
   const char* name;
@@ -63,6 +63,7 @@ struct Kernel {
   int threads, min_blocks, n_parameters;
   const size_t *parameter_bytes, *parameter_align;
   const bool* parameter_is_pointer;
+  int cluster;                           // its blocks, 1 if it has none
 };
 // launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them. Throws Error.
 void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters);

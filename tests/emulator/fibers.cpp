@@ -20,7 +20,8 @@ __thread Fiber* running;
 
 const char* name_of(Op op) {
   static const char* const names[] = {"",        "shfl",          "vote",  "sync_warp",   "mma.sync",     "ldmatrix",  "stmatrix",
-                                      "barrier", "mbarrier.wait", "wgmma", "wgmma_fence", "wgmma_commit", "wgmma_wait"};
+                                      "barrier", "mbarrier.wait", "wgmma", "wgmma_fence", "wgmma_commit", "wgmma_wait",
+                                      "cluster_sync"};
   return names[(int)op];
 }
 const char* base_name(const char* path) {
@@ -119,6 +120,7 @@ static void switch_to_fiber(void** save, Fiber* f) {
 #endif
   running = f;
   current = f;
+  block = f->owner;
 #ifdef EMU_TSAN
   __tsan_switch_to_fiber(f->tsan, 1);
 #endif
@@ -138,17 +140,18 @@ static void switch_to_host(void** save) {
 #ifdef EMU_ASAN
   __sanitizer_start_switch_fiber(nullptr, host_stack, host_stack_bytes);
 #endif
-  emu_switch_stacks(save, block->host_stack_pointer);
+  emu_switch_stacks(save, block->cluster->host_stack_pointer);
 }
 
 // The host frees what the abandoned fibers have used: it must count as later than they.
 static void know_all_fibers() {
 #ifdef EMU_TSAN
   void* self = __tsan_get_current_fiber();
-  for (int i = 0; i < block->n; i++) {
-    __tsan_switch_to_fiber(block->fibers[(size_t)i].tsan, 1);
-    release(&block->ended);
-  }
+  for (Block* b : block->cluster->blocks)
+    for (int i = 0; i < b->n; i++) {
+      __tsan_switch_to_fiber(b->fibers[(size_t)i].tsan, 1);
+      release(&b->ended);
+    }
   __tsan_switch_to_fiber(self, 1);
 #endif
 }
@@ -186,11 +189,13 @@ static int next_warp(uint32_t ready, int after) {  // the next one around the ci
 void wake(Warp& w, uint32_t lanes) {
   if (!lanes) return;
   w.ready |= lanes;
-  block->ready_warps |= 1u << w.index;
+  w.owner->ready_warps |= 1u << w.index;
 }
 
 [[noreturn]] static void report_deadlock() {
   std::string text;
+  for (Block* other : block->cluster->blocks)  // of a cluster, the first that waits
+    if (other->live) { block = other; break; }
   Block& b = *block;
   for (int i = 0, shown = 0; i < b.n && shown < 8;) {
     Fiber& f = b.fibers[i];
@@ -207,15 +212,39 @@ void wake(Warp& w, uint32_t lanes) {
   running = nullptr;
   fail("deadlock in block %u,%u,%u:%s %d of %d threads are left", bid.x, bid.y, bid.z, text.c_str(), b.live, b.n);
 }
+// Another block of the cluster with warps that are ready, the next one around the circle; null if there is none.
+static Block* next_ready_block() {
+  auto& all = block->cluster->blocks;
+  const size_t n = all.size(), step = opt.order == REVERSE ? n - 1 : 1;
+  for (size_t i = 1, at = (size_t)block->rank; i < n; i++) {
+    at = (at + step) % n;
+    if (all[at]->ready_warps) return all[at];
+  }
+  return nullptr;
+}
+static bool run_one_tma_load_of_cluster() {
+  for (Block* b : block->cluster->blocks) {
+    OnBlock there(b);
+    if (run_one_tma_load()) return true;
+  }
+  return false;
+}
+static bool all_have_exited() {
+  for (Block* b : block->cluster->blocks)
+    if (b->live) return false;
+  return true;
+}
 static Fiber* pick() {                       // null: every thread has exited
-  Block& b = *block;
   for (;;) {
+    Block& b = *block;
     // a shuffled block now and then leaves a warp that could go on
     bool stay = b.warps[b.at_warp].ready && (opt.order != SHUFFLE || b.random() % 4);
     if (!stay) {
+      Block* other = !b.ready_warps || (opt.order == SHUFFLE && b.random() % 4 == 0) ? next_ready_block() : nullptr;
+      if (other) { block = other; continue; }
       if (!b.ready_warps) {
-        if (!b.live) return nullptr;
-        if (!run_one_tma_load()) report_deadlock();
+        if (all_have_exited()) return nullptr;
+        if (!run_one_tma_load_of_cluster()) report_deadlock();
         continue;
       }
       b.at_warp = next_warp(b.ready_warps, b.at_warp);
@@ -248,6 +277,7 @@ static void fiber_main() {
   (*block->body)();
   Fiber* me = running;
   if (copies_in_flight(*me)) fail("thread exits with cp.async still in flight");
+  finish_stores(*me);
   release(&block->ended);
   me->done = true;
   me->warp->exited |= 1u << me->lane;
@@ -317,6 +347,7 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
   b.tma_queue.clear();
   b.static_bytes = 0;
   b.body = &body;
+  std::fill(std::begin(b.in_cluster_sync), std::end(b.in_cluster_sync), 0u);
   b.failed = b.waited = false;
   b.ready_warps = 0;
   for (int i = 0; i < n; i++) {
@@ -324,6 +355,7 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
     Warp& w = b.warps[(size_t)i / 32];
     f.id = i;
     f.lane = i & 31;
+    f.owner = w.owner = &b;
     f.warp = &w;
     f.group = &b.groups[(size_t)i / 128];
     f.done = false;
@@ -332,6 +364,8 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
     f.early = nullptr;
     f.copies.clear();
     f.group_ends.clear();
+    f.stores.clear();
+    f.store_group_ends.clear();
     f.tid = {(unsigned)i % dim.x, (unsigned)i / dim.x % dim.y, (unsigned)i / (dim.x * dim.y)};
     f.bid = bid;
     f.bdim = dim;
@@ -345,36 +379,51 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
   }
   b.at_warp = opt.order == REVERSE ? b.n_warps - 1 : opt.order == SHUFFLE ? pick_bit(b.ready_warps) : 0;
 }
-// `id` numbers the blocks of a launch
-static void run_block(Block& b, uint64_t id, dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()>& body) {
-  dim3e bid{(unsigned)(id % grid.x), (unsigned)(id / grid.x % grid.y), (unsigned)(id / ((uint64_t)grid.x * grid.y))};
-  block = &b;
-  b.random.seed(opt.seed * 7919 + (unsigned)id);
-  prepare_block(b, bid, grid, dim, smem_bytes, body);
+// `first` numbers the first of them among the blocks of a launch
+static void run_cluster(const std::vector<Block*>& blocks, uint64_t first, dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()>& body) {
+  Cluster cluster;
+  {
+    Unseen unseen;
+    cluster.blocks = blocks;
+    cluster.n = (int)(blocks.size() * dim.x * dim.y * dim.z);
+  }
+  for (size_t i = 0; i < blocks.size(); i++) {
+    Block& b = *blocks[i];
+    const uint64_t id = first + i;
+    dim3e bid{(unsigned)(id % grid.x), (unsigned)(id / grid.x % grid.y), (unsigned)(id / ((uint64_t)grid.x * grid.y))};
+    block = &b;
+    b.cluster = &cluster;
+    b.rank = (int)i;
+    b.random.seed(opt.seed * 7919 + (unsigned)id);
+    prepare_block(b, bid, grid, dim, smem_bytes, body);
 #ifdef EMU_TSAN
-  b.tsan_host = __tsan_get_current_fiber();
-  if (!b.tsan_tma) { b.tsan_tma = new_tsan_fiber("copy engine (TMA)"); b.tsan_wgmma = new_tsan_fiber("tensor core (wgmma)"); }
+    b.tsan_host = __tsan_get_current_fiber();
+    if (!b.tsan_tma) { b.tsan_tma = new_tsan_fiber("copy engine (TMA)"); b.tsan_store = new_tsan_fiber("copy engine (TMA stores)"); b.tsan_wgmma = new_tsan_fiber("tensor core (wgmma)"); }
 #endif
-  release(&b.started);
-  switch_to_fiber(&b.host_stack_pointer, pick());
+    release(&b.started);
+  }
+  block = opt.order == REVERSE ? blocks.back() : blocks.front();
+  switch_to_fiber(&cluster.host_stack_pointer, pick());
   running = nullptr;
   current = nullptr;
   Unseen unseen;
-  for (Warp& w : b.warps) finish_counting(w);
-  if (!b.failed && !b.tma_queue.empty()) {
-    snprintf(b.error.msg, sizeof b.error.msg, "block exits with TMA copies in flight, from %s:%d", AT(b.tma_queue[0].loc));
-    b.failed = true;
+  for (Block* b : blocks) {
+    block = b;
+    for (Warp& w : b->warps) finish_counting(w);
   }
-  if (!b.failed && opt.must_wait && !b.waited) {
-    snprintf(b.error.msg, sizeof b.error.msg, "a dependent launch whose block never calls griddep_wait: the launch after it could begin before the one before it has ended");
-    b.failed = true;
+  for (Block* b : blocks)
+    if (b->failed) throw b->error;
+  for (Block* b : blocks) {
+    Error e;
+    e.msg[0] = 0;
+    if (!b->tma_queue.empty()) snprintf(e.msg, sizeof e.msg, "block exits with TMA copies in flight, from %s:%d", AT(b->tma_queue[0].loc));
+    else if (opt.must_wait && !b->waited)
+      snprintf(e.msg, sizeof e.msg, "a dependent launch whose block never calls griddep_wait: the launch after it could begin before the one before it has ended");
+    else
+      for (WarpGroup& g : b->groups)
+        if (!g.queue.empty()) snprintf(e.msg, sizeof e.msg, "block exits with wgmma in flight (no wgmma_wait)");
+    if (e.msg[0]) throw e;
   }
-  for (WarpGroup& g : b.groups)
-    if (!b.failed && !g.queue.empty()) {
-      snprintf(b.error.msg, sizeof b.error.msg, "block exits with wgmma in flight (no wgmma_wait)");
-      b.failed = true;
-    }
-  if (b.failed) throw b.error;
 }
 
 // Under tsan two sets of fibers take turns, and the host learns what the blocks did at the end of the launch only: so a
@@ -388,13 +437,13 @@ constexpr int BLOCK_SETS = 1;
 static std::mutex idle_mutex;
 static std::vector<std::unique_ptr<Block>>& idle_blocks() { static std::vector<std::unique_ptr<Block>> v; return v; }
 struct BorrowedBlocks {
-  std::unique_ptr<Block> blocks[BLOCK_SETS];
-  BorrowedBlocks() {
+  std::vector<std::unique_ptr<Block>> blocks;
+  explicit BorrowedBlocks(size_t n) {
     Unseen unseen;
     std::lock_guard<std::mutex> lock(idle_mutex);
-    for (auto& b : blocks) {
-      if (idle_blocks().empty()) { b.reset(new Block); continue; }
-      b = std::move(idle_blocks().back());
+    for (size_t i = 0; i < n; i++) {
+      if (idle_blocks().empty()) { blocks.emplace_back(new Block); continue; }
+      blocks.push_back(std::move(idle_blocks().back()));
       idle_blocks().pop_back();
     }
   }
@@ -404,22 +453,26 @@ struct BorrowedBlocks {
     for (auto& b : blocks) idle_blocks().push_back(std::move(b));
   }
 };
-void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()>& body) {
+void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()>& body, int cluster) {
   auto refuse = [](const char* why) { Error e; snprintf(e.msg, sizeof e.msg, "launch: %s", why); throw e; };
   uint64_t total = (uint64_t)grid.x * grid.y * grid.z, n = (uint64_t)dim.x * dim.y * dim.z;
   if (!total || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) refuse("grid is empty or above 2^31-1 x 65535 x 65535");
   if (!n || n > 1024 || dim.z > 64) refuse("block is empty or above 1024 threads");
   if (smem_bytes > MAX_SMEM_BYTES) refuse("more dynamic shared memory than any GPU has");
+  if (cluster < 1 || cluster > 8 || grid.x % (unsigned)cluster) refuse("the grid is not whole clusters of at most 8 blocks");
+  total /= (uint64_t)cluster;                // counts clusters from here on
   begin_launch();
   std::atomic<uint64_t> next{0};
   std::mutex mutex;
   bool failed = false;
   Error error;
   auto work = [&] {
-    BorrowedBlocks borrowed;
+    BorrowedBlocks borrowed((size_t)(BLOCK_SETS * cluster));
+    std::vector<Block*> blocks((size_t)cluster);
     for (uint64_t i; (i = next++) < total;) {
       uint64_t id = opt.order == REVERSE ? total - 1 - i : i;
-      try { run_block(*borrowed.blocks[i % BLOCK_SETS], id, grid, dim, smem_bytes, body); }
+      for (size_t rank = 0; rank < blocks.size(); rank++) blocks[rank] = borrowed.blocks[i % BLOCK_SETS * blocks.size() + rank].get();
+      try { run_cluster(blocks, id * (uint64_t)cluster, grid, dim, smem_bytes, body); }
       catch (Error& e) { std::lock_guard<std::mutex> lock(mutex); failed = true; error = e; next = total; }
     }
     for (auto& b : borrowed.blocks) acquire(&b->ended);

@@ -104,7 +104,7 @@ void check_global(const void* pointer, size_t bytes, bool write, const char* wha
   }
   if (p - a->start + bytes > a->bytes) out_of_bounds(p, (uint32_t)bytes, what, loc);
   if (write && !a->writable) fail("%s at %s:%d: writes to the input %s", what, AT(loc), a->label.c_str());
-  if (bytes <= 16) note_access(*a, p, bytes, write, what, loc);
+  if (bytes <= 256) note_access(*a, p, bytes, write, what, loc);
 }
 
 // ---- programmatic dependent launch ------------------------------------------------------------------------------------------

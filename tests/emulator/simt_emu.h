@@ -38,9 +38,16 @@ void cp_async_wait(int n);
 void mbar_init(saddr, uint32_t count, Loc);
 void mbar_arrive(saddr, uint32_t expected_bytes, Loc);
 void mbar_wait(saddr, uint32_t parity, Loc);
+void mbar_arrive_remote(saddr, uint32_t rank, Loc);
+uint32_t cluster_rank();
+void cluster_sync(Loc);
 void fence_proxy_async();
 void tma_load_2d(saddr, const TensorMap*, saddr barrier, int c0, int c1, Loc);
-void wgmma(float* d, int n, uint64_t a, uint64_t b, int scale_d, Loc);
+void tma_load_2d_multicast(saddr, const TensorMap*, saddr barrier, int c0, int c1, uint32_t ranks, Loc);
+void tma_store_2d(const TensorMap*, saddr, int c0, int c1, Loc);
+void tma_store_commit();
+void tma_store_wait_read(int n);
+void wgmma(float* d, int n, bool bf16, uint64_t a, uint64_t b, int scale_d, Loc);
 void wgmma_fence(Loc);
 void wgmma_commit(Loc);
 void wgmma_wait(int n, Loc);
@@ -49,12 +56,14 @@ float approximately(float y, float x, float relative, bool exact);
 }  // namespace emu
 
 // A kernel: an extern "C" function, found by its name as cuModuleGetFunction finds it.
-#define KERNEL(nthreads, name, ...) KERNEL_MIN_BLOCKS(nthreads, 1, name, __VA_ARGS__)
-#define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...)                                                                  \
+#define KERNEL(nthreads, name, ...) EMU_KERNEL(nthreads, 1, 1, name, __VA_ARGS__)
+#define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...) EMU_KERNEL(nthreads, min_blocks, 1, name, __VA_ARGS__)
+#define KERNEL_CLUSTER(nthreads, blocks, name, ...) EMU_KERNEL(nthreads, 1, blocks, name, __VA_ARGS__)
+#define EMU_KERNEL(nthreads, min_blocks, cluster, name, ...)                                                                \
   extern "C" void name(__VA_ARGS__);                                                                                        \
   static emu::Registration registration_##name({#name, (void*)name, [](void** p) { emu::call(name, p); }, nthreads,         \
                                                 min_blocks, emu::count_parameters(name), emu::parameter_sizes(name),        \
-                                                emu::parameter_alignments(name), emu::parameter_pointers(name)});           \
+                                                emu::parameter_alignments(name), emu::parameter_pointers(name), cluster});  \
   extern "C" void name(__VA_ARGS__)
 #define TMAP_PARAM(n) const TensorMap& n
 #define SMEM_DYN(p) uint8_t* p = emu::smem_dynamic()
@@ -172,9 +181,18 @@ DEV void mbar_fence_init() {}
 DEV void mbar_arrive(saddr b LOC_PARAM) { emu::mbar_arrive(b, 0, loc_); }
 DEV void mbar_arrive_expect_tx(saddr b, uint32_t n LOC_PARAM) { emu::mbar_arrive(b, n, loc_); }
 DEV void mbar_wait(saddr b, uint32_t parity LOC_PARAM) { emu::mbar_wait(b, parity, loc_); }
+DEV uint32_t cluster_rank() { return emu::cluster_rank(); }
+DEV void cluster_sync(LOC_PARAM0) { emu::cluster_sync(loc_); }
+DEV void mbar_arrive_remote(saddr b, uint32_t rank LOC_PARAM) { emu::mbar_arrive_remote(b, rank, loc_); }
+DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, int c1, uint32_t ranks LOC_PARAM) {
+  emu::tma_load_2d_multicast(d, m, bar, c0, c1, ranks, loc_);
+}
 DEV void fence_proxy_async() { emu::fence_proxy_async(); }
 DEV void tma_prefetch(const TensorMap*) {}
 DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1 LOC_PARAM) { emu::tma_load_2d(d, m, bar, c0, c1, loc_); }
+DEV void tma_store_2d(const TensorMap* m, saddr s, int c0, int c1 LOC_PARAM) { emu::tma_store_2d(m, s, c0, c1, loc_); }
+DEV void tma_store_commit() { emu::tma_store_commit(); }
+template <int N> DEV void tma_store_wait_read() { emu::tma_store_wait_read(N); }
 
 // ---- sm_90a ----------------------------------------------------------------------------------------------------------------
 template <int N> DEV void setmaxnreg_inc() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
@@ -183,5 +201,13 @@ DEV void wgmma_hold(float&) {}
 DEV void wgmma_fence(LOC_PARAM0) { emu::wgmma_fence(loc_); }
 DEV void wgmma_commit(LOC_PARAM0) { emu::wgmma_commit(loc_); }
 template <int N> DEV void wgmma_wait(LOC_PARAM0) { emu::wgmma_wait(N, loc_); }
-DEV void wgmma_m64n64k16(float (&d)[32], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, 64, a, b, scale_d, loc_); }
-DEV void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, 128, a, b, scale_d, loc_); }
+#define EMU_WGMMA(name, n, bf16) \
+  DEV void name(float (&d)[n / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, n, bf16, a, b, scale_d, loc_); }
+EMU_WGMMA(wgmma_m64n64k16, 64, false)
+EMU_WGMMA(wgmma_m64n128k16, 128, false)
+EMU_WGMMA(wgmma_m64n128k16_bf16, 128, true)
+EMU_WGMMA(wgmma_m64n192k16, 192, false)
+EMU_WGMMA(wgmma_m64n192k16_bf16, 192, true)
+EMU_WGMMA(wgmma_m64n256k16, 256, false)
+EMU_WGMMA(wgmma_m64n256k16_bf16, 256, true)
+#undef EMU_WGMMA

@@ -1,4 +1,4 @@
-// wgmma.cpp - warpgroup matrix multiply: fp16 operands in shared memory, K-major, fp32 accumulators. LATE: a product is
+// wgmma.cpp - warpgroup matrix multiply: 16-bit operands in shared memory, K-major, fp32 accumulators. LATE: a product is
 // made when the warpgroup waits for its group; its accumulators are NaN until then.
 #include <math.h>
 #include <string.h>
@@ -30,7 +30,7 @@ template <class Fn> static void warpgroup_all(Op op, Loc loc, Fn fn) {
 }
 
 // 16 halves of one row of a K-major operand: two chunks of 16 bytes, by the descriptor's strides and swizzle.
-static void operand_row(uint64_t descriptor, int row, float* out, int step, Loc loc) {
+static void operand_row(uint64_t descriptor, int row, bool bf16, float* out, int step, Loc loc) {
   uint32_t start = (uint32_t)(descriptor & 0x3FFF) << 4, leading = (uint32_t)(descriptor >> 16 & 0x3FFF) << 4,
            stride = (uint32_t)(descriptor >> 32 & 0x3FFF) << 4, mode = (uint32_t)(descriptor >> 62);  // 1: 128, 2: 64, 3: 32 bytes
   for (uint32_t c = 0; c < 2; c++) {
@@ -41,7 +41,7 @@ static void operand_row(uint64_t descriptor, int row, float* out, int step, Loc 
     for (uint32_t k = 0; k < 8; k++) {
       half_t h;
       memcpy(&h, p + 2 * k, 2);
-      out[(c * 8 + k) * (uint32_t)step] = h2f(h);
+      out[(c * 8 + k) * (uint32_t)step] = bf16 ? b2f(h) : h2f(h);
     }
   }
 }
@@ -56,8 +56,8 @@ static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
   const int n = p.n, half = n / 2;
   InTheNameOf tensor_core(block->tsan_wgmma);
   acquire(&block->tsan_tma);                 // only fence.proxy.async makes ordinary stores visible here
-  for (int r = 0; r < 64; r++) operand_row(p.a, r, A[r], 1, g.loc);
-  for (int c = 0; c < n; c++) operand_row(p.b, c, &B[0][c], 256, g.loc);
+  for (int r = 0; r < 64; r++) operand_row(p.a, r, p.bf16, A[r], 1, g.loc);
+  for (int c = 0; c < n; c++) operand_row(p.b, c, p.bf16, &B[0][c], 256, g.loc);
   auto place = [&](int t, int i) -> float& { return C[t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8][i / 4 * 8 + t % 4 * 2 + (i & 1)]; };
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < half; i++) place(t, i) = p.scale_d ? acc[t * half + i] : 0;
@@ -71,7 +71,7 @@ static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
 
 void wgmma_fence(Loc loc) { warpgroup_all(Op::WGMMA_FENCE, loc, [](WarpGroup& g) { g.fenced = true; }); }
 void wgmma_commit(Loc loc) { warpgroup_all(Op::WGMMA_COMMIT, loc, [](WarpGroup& g) { g.group++; }); }
-void wgmma(float* d, int n, uint64_t a, uint64_t b, int scale_d, Loc loc) {
+void wgmma(float* d, int n, bool bf16, uint64_t a, uint64_t b, int scale_d, Loc loc) {
   int t = running->id & 127;
   if (block->n < (running->id | 127) + 1) fail("wgmma at %s:%d: the warpgroup is not whole", AT(loc));
   running->group->d[t] = d;
@@ -98,7 +98,7 @@ void wgmma(float* d, int n, uint64_t a, uint64_t b, int scale_d, Loc loc) {
         }
       }
       acc->pending++;
-      g.queue.push_back({a, b, n, scale_d, g.group, g.d[0]});
+      g.queue.push_back({a, b, n, scale_d, g.group, bf16, g.d[0]});
     }
     if (opt.async == EAGER) { execute(g, g.queue.back(), acc->values.data()); g.queue.back().n = 0; }  // n 0: done
   });

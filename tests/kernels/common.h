@@ -337,6 +337,22 @@ static inline void check_same_bits(const char* what, const void* a, const void* 
   for (size_t i = 0; i < bytes; i++) EXPECT(x[i] == y[i], "%s: bits differ at byte %zu of %zu", what, i, bytes);
 }
 
+// ---- tensor maps --------------------------------------------------------------------------------------------------------
+// Of a row-major [rows, columns] of 16-bit elements; boxes of 64 columns with the 128-byte swizzle, of 32 with that of 64 bytes.
+static inline TensorMap tensor_map(const half_t* base, int rows, int columns, int box_rows, int box_columns = 64) {
+  TensorMap m{};
+  m.magic = TENSOR_MAP_MAGIC;
+  m.base = (uint64_t)base;
+  m.dim[0] = (uint64_t)columns;
+  m.dim[1] = (uint64_t)rows;
+  m.stride = (uint64_t)columns * 2;
+  m.box[0] = (uint32_t)box_columns;
+  m.box[1] = (uint32_t)box_rows;
+  m.element_bytes = 2;
+  m.swizzle = box_columns == 64 ? 3 : 2;
+  return m;
+}
+
 // ---- real weights -----------------------------------------------------------------------------------------------------
 // Tensors of the safetensors file that BERTHIER_TEST_WEIGHTS names (all-MiniLM-L6-v2). A case without it is skipped.
 struct Tensor { std::vector<int> shape; std::vector<float> values; };

@@ -15,16 +15,11 @@ static Words run_conformance(const ConformanceCase& c, Words& in) {
   in.resize((size_t)c.in_words);
   conformance_fill(&c, in.data());
   Guarded<uint32_t> input(in, "in"), out((size_t)c.out_words, "out");
-  TensorMap map{};
-  map.magic = TENSOR_MAP_MAGIC;
-  map.base = (uint64_t)input.data();
-  map.dim[0] = map.box[0] = map.box[1] = 64;
-  map.dim[1] = (uint64_t)c.in_words / 32;
-  map.stride = 128;
-  map.element_bytes = 2;
-  map.swizzle = 3;
+  const bool of_out = c.tensor_map == 2;
+  TensorMap map = tensor_map((const half_t*)(of_out ? out.data() : input.data()), (of_out ? c.out_words : c.in_words) / 32, 64, 64);
   uint32_t* pointers[2] = {input.data(), out.data()};
-  void* parameters[2] = {c.tensor_map ? (void*)&map : (void*)&pointers[0], &pointers[1]};
+  void* parameters[2] = {&pointers[0], &pointers[1]};
+  if (c.tensor_map) parameters[of_out] = &map;
   emu::launch(*kernel, {1}, {(unsigned)c.threads}, (size_t)c.shared_bytes, parameters);
   GuardedBase::check_all();
   return out.values();
@@ -127,10 +122,10 @@ static uint32_t mma_word(const Words& in, size_t at, double (*from)(uint32_t)) {
   return conformance_bits((float)mma_element(in, lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2, from));
 }
 // wgmma m64nNk16: register i of thread t is row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (t % 4) + i % 2.
-static uint32_t wgmma_word(const Words& in, size_t at, int n) {
+static uint32_t wgmma_word(const Words& in, size_t at, int n, double (*from)(uint32_t) = from_f16) {
   int registers = n / 2, t = (int)at / registers, i = (int)at % registers, row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
   double sum = i;
-  for (int k = 0; k < 16; k++) sum += from_f16(half_of(in, (size_t)(row * 16 + k))) * from_f16(half_of(in, (size_t)((64 + column) * 16 + k)));
+  for (int k = 0; k < 16; k++) sum += from(half_of(in, (size_t)(row * 16 + k))) * from(half_of(in, (size_t)((64 + column) * 16 + k)));
   return conformance_bits((float)sum);
 }
 // The box's row y, column x is tensor row y - 4, column x + 8, zero outside; its 16-byte chunk lies at chunk xor row % 8.
@@ -138,6 +133,11 @@ static uint32_t tma_word(const Words& in, size_t at) {
   int y = (int)at / 32, chunk = (int)at % 32 / 4 ^ (y & 7), x = chunk * 8 + (int)at % 4 * 2, row = y - 4, column = x + 8;
   auto element = [&](int c) { return row >= 0 && row < 48 && c < 64 ? half_of(in, (size_t)(row * 64 + c)) : 0u; };
   return pair(element(column), element(column + 1));
+}
+// Row r, column c comes from the box's row r + 4 and column c + 8, the last eight columns from its first.
+static uint32_t tma_store_word(const Words& in, size_t at) {
+  int y = (int)at / 32 + 4, column = (int)at % 32 * 2, x = column < 56 ? column + 8 : column - 56;
+  return in[(size_t)(y * 32 + (x / 8 ^ (y & 7)) * 4 + x % 8 / 2)];
 }
 static uint32_t shfl_word(const Words& in, size_t at) {
   const int l = (int)at / 16;
@@ -195,8 +195,14 @@ static const Rule rules[] = {
     {"conformance_mma_bf16", 0, [](const Words& in, size_t i) { return mma_word(in, i, from_bf16); }},
     {"conformance_mma_rounding", 1e-5, [](const Words& in, size_t i) { return mma_word(in, i, from_f16); }},
     {"conformance_tma", 0, tma_word},
+    {"conformance_tma_store", 0, tma_store_word},
     {"conformance_wgmma_n64", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 64); }},
     {"conformance_wgmma_n128", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 128); }},
+    {"conformance_wgmma_n192", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 192); }},
+    {"conformance_wgmma_n256", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 256); }},
+    {"conformance_wgmma_n128_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 128, from_bf16); }},
+    {"conformance_wgmma_n192_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 192, from_bf16); }},
+    {"conformance_wgmma_n256_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 256, from_bf16); }},
 };
 
 static void conformance_case(const ConformanceCase& c) {

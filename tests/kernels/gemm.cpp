@@ -1,21 +1,26 @@
-// Tests of kernels/gemm.cu, epilogue.cuh and folded_layernorm.cu: every tile and dtype against f64, at ragged sizes, with
+// Tests of kernels/gemm.cu, gemm_hopper.cu, epilogue.cuh and folded_layernorm.cu: every tile and dtype against f64, at ragged sizes, with
 // every epilogue, split-K, real weights, and what is promised about bits. The tiles come from the kernels' own table.
 #include "../../kernels/gemm.cu"
+#include "../../kernels/gemm_hopper.cu"
 #include "../../kernels/folded_layernorm.cu"
 #include "common.h"
 #include <algorithm>
 #include <memory>
 
 using GemmKernel = void (*)(const half_t*, const half_t*, half_t*, float*, int, int, int, Epilogue);
+using HopperKernel = void (*)(const TensorMap&, const TensorMap&, const TensorMap&, const TensorMap&, int, int, int, Epilogue);
 struct TileRow {
   const char* name;
-  int block_m, block_n, block_k, max_splits, threads, shared_bytes;
+  int block_m, block_n, block_k, max_splits, cluster, threads, shared_bytes;
   GemmKernel f16, bf16;
+  HopperKernel hopper_f16, hopper_bf16;  // one pair or the other
 };
-#define TILE_ROW(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, threads, bytes, name##_f16, name##_bf16},
-static const TileRow TILES[] = {GEMM_TILES(TILE_ROW)};
+#define TILE_ROW(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, threads, bytes, name##_f16, name##_bf16, nullptr, nullptr},
+#define HOPPER_ROW(name, bm, bn, bk, stages, groups, cluster, threads, bytes) {#name, bm, bn, bk, 1, cluster, threads, bytes, nullptr, nullptr, name##_f16, name##_bf16},
+static const TileRow TILES[] = {GEMM_TILES(TILE_ROW) HOPPER_TILES(HOPPER_ROW)};
 
 template <class T> static GemmKernel kernel_of(const TileRow& t) { return std::is_same<T, F16>::value ? t.f16 : t.bf16; }
+template <class T> static HopperKernel hopper_kernel_of(const TileRow& t) { return std::is_same<T, F16>::value ? t.hopper_f16 : t.hopper_bf16; }
 template <class T> static auto reduce_kernel() { return std::is_same<T, F16>::value ? splitk_reduce_f16 : splitk_reduce_bf16; }
 template <class T> static auto from_stats_kernel() { return std::is_same<T, F16>::value ? layernorm_from_stats_f16 : layernorm_from_stats_bf16; }
 static unsigned ceil_div(int a, int b) { return (unsigned)((a + b - 1) / b); }
@@ -227,9 +232,10 @@ template <class T> static void check_elements(const std::vector<double>& got, co
 
 struct Result { std::vector<half_t> c; std::vector<float> stats; };
 
-// The first m rows of a problem through one tile. `residual_in_place` puts the residual into the output first.
+// The first m rows of a problem through one tile. `residual_in_place` puts the residual into the output first; `blocks`: of a
+// kernel whose blocks take as many tiles as there are, or clusters of them.
 template <class T>
-static Result run(const TileRow& tile, const Problem<T>& p, int first, int m, const Spec& s, int splits = 1, bool residual_in_place = false) {
+static Result run(const TileRow& tile, const Problem<T>& p, int first, int m, const Spec& s, int splits = 1, bool residual_in_place = false, unsigned blocks = 0) {
   auto rows16 = [&](const std::vector<half_t>& v, int width) { return std::vector<half_t>(v.begin() + (size_t)first * width, v.begin() + (size_t)(first + m) * width); };
   auto rows32 = [&](const std::vector<float>& v, int width) { return std::vector<float>(v.begin() + (size_t)first * width, v.begin() + (size_t)(first + m) * width); };
   const int segments = (int)ceil_div(p.n, SEGMENT), norm_columns = s.norm == NORM_INPUT ? p.k : p.n;
@@ -257,7 +263,18 @@ static Result run(const TileRow& tile, const Problem<T>& p, int first, int m, co
   }
   e.activation = s.activation;
   e.gated = s.gated;
-  dim3e grid = {ceil_div(m, tile.block_m) * ceil_div(p.n, tile.block_n), (unsigned)splits};
+  const unsigned tiles = ceil_div(m, tile.block_m) * ceil_div(p.n, tile.block_n);
+  if (HopperKernel kernel = hopper_kernel_of<T>(tile)) {
+    const int out_columns = p.columns(s);
+    TensorMap map_a = tensor_map(a.data(), m, p.k, tile.block_m), map_w = tensor_map(w.data(), p.n, p.k, tile.block_n / tile.cluster);
+    TensorMap map_c = tensor_map(c.data(), m, out_columns, 16, s.gated ? 32 : 64), map_residual = s.residual ? tensor_map(e.residual, m, p.n, 16) : map_c;
+    const unsigned in_turn = ceil_div(m, tile.cluster * tile.block_m) * ceil_div(p.n, tile.block_n);
+    if (!blocks) blocks = 1 + ((unsigned)m * 7 + (unsigned)p.n / 8) % in_turn;  // some have several tiles
+    launch(kernel, {blocks * (unsigned)tile.cluster}, {(unsigned)tile.threads}, (size_t)tile.shared_bytes, std::ref(map_a), std::ref(map_w), std::ref(map_residual), std::ref(map_c), m, p.n, p.k, e);
+    expect_no_bank_conflicts();
+    return {c.values(), row_stats.values()};
+  }
+  dim3e grid = {tiles, (unsigned)splits};
   launch(kernel_of<T>(tile), grid, {(unsigned)tile.threads}, (size_t)tile.shared_bytes, a.data(), w.data(), splits > 1 ? (half_t*)nullptr : c.data(),
          splits > 1 ? partials.data() : (float*)nullptr, m, p.n, p.k, e);
   expect_no_bank_conflicts();
@@ -276,9 +293,9 @@ template <class T> static void check_stats(const Result& got, int m, int n) {
     EXPECT(fabs(got.stats[i + 1] - want[i + 1]) <= 2e-6 * want[i + 1] + 1e-12, "M2 %zu of a segment: got %.9g, want %.9g", i / 2, got.stats[i + 1], want[i + 1]);
   }
 }
-template <class T> static void check(const TileRow& tile, const Problem<T>& p, int m, const Spec& s, int splits = 1, bool in_place = false) {
+template <class T> static void check(const TileRow& tile, const Problem<T>& p, int m, const Spec& s, int splits = 1, bool in_place = false, unsigned blocks = 0) {
   Expected want = expected(p, m, s);
-  Result got = run(tile, p, 0, m, s, splits, in_place);
+  Result got = run(tile, p, 0, m, s, splits, in_place, blocks);
   std::vector<double> wide = widen16<T>(got.c);
   check_error("", wide, want.naive, want.exact, output_rounding<T>(want.exact));
   check_elements<T>(wide, want);
@@ -330,14 +347,18 @@ template <class T> static void split_case(const TileRow& tile) {
     same("residual in place, split", run(tile, p, 0, 67, spec("residual_stats"), 3), run(tile, p, 0, 67, spec("residual_stats"), 3, true));
   }
 }
-// Two runs; a row alone, in another place and in a batch; every tile: the same bits, as long as k is not split.
-template <class T> static void bits_case(int n, int k) {
+// Two runs; a row alone, in another place and in a batch; every tile that multiplies with the same instruction: the same bits, as
+// long as k is not split.
+template <class T> static void bits_case(int n, int k, bool hopper) {
   Problem<T> p(140, n, k, case_seed);
+  std::vector<TileRow> tiles;
+  for (const TileRow& t : TILES)
+    if (!hopper_kernel_of<T>(t) == !hopper) tiles.push_back(t);
   for (const char* name : {"gelu", "norm_input_residual_stats", "norm_residual_stats"}) {
     const Spec& s = spec(name);
-    Result first = run(TILES[0], p, 0, p.m, s);
-    same("two runs", first, run(TILES[0], p, 0, p.m, s));
-    for (const TileRow& tile : TILES) {
+    Result first = run(tiles[0], p, 0, p.m, s);
+    same("two runs", first, run(tiles[0], p, 0, p.m, s));
+    for (const TileRow& tile : tiles) {
       same(tile.name, first, run(tile, p, 0, p.m, s));
       for (int row : {0, 9, 139}) {
         Result alone = run(tile, p, row, 1, s);
@@ -348,6 +369,19 @@ template <class T> static void bits_case(int n, int k) {
       Result split = run(tile, p, 0, p.m, s, 3), alone = run(tile, p, 9, 1, s, 3);
       same("two runs, split", split, run(tile, p, 0, p.m, s, 3));
       check_same_bits("a row alone, split", alone.c.data(), &split.c[(size_t)9 * n], (size_t)n * 2);
+    }
+  }
+}
+// Blocks of one to all tiles of a result: the ring goes on from tile to tile, boxes are used again. 168: three stages, no multiple
+// of the ring's; 40: one.
+template <class T> static void blocks_case(const TileRow& tile) {
+  for (int k : {168, 40}) {
+    Problem<T> p(270, 400, k, case_seed + k);
+    for (unsigned blocks : {1, 2, 5}) {
+      if (k == 40 && blocks > 1) continue;
+      case_notes.clear();
+      check(tile, p, p.m, spec("norm_residual_stats"), 1, false, blocks);
+      check(tile, p, p.m, spec("geglu"), 1, false, blocks);
     }
   }
 }
@@ -539,6 +573,7 @@ template <class T> static void register_all() {
     }
     add_case(name + "overflow", [t] { overflow_case<T>(*t); });
     add_case(name + "real products", [t] { real_products<T>(*t); });
+    if (hopper_kernel_of<T>(tile)) add_case(name + "blocks", [t] { blocks_case<T>(*t); }, QUICK);
     if (tile.max_splits > 1) add_case(name + "split-K", [t] { split_case<T>(*t); });
     add_case(name + "quick", [t] {
       Problem<T> p(70, 72, 168, case_seed);
@@ -546,9 +581,12 @@ template <class T> static void register_all() {
       if (t->max_splits > 1) check(*t, p, 70, spec("norm_input_gelu"));
     }, QUICK);
   }
-  add_case("bits_" + dtype + " n=200 k=168", [] { bits_case<T>(200, 168); });
-  add_case("bits_" + dtype + " n=264 k=384", [] { bits_case<T>(264, 384); });
-  for (int tile : {0, 2, 4}) {
+  for (bool hopper : {false, true}) {
+    const std::string name = std::string("bits_") + (hopper ? "wgmma_" : "mma_") + dtype;
+    add_case(name + " n=200 k=168", [hopper] { bits_case<T>(200, 168, hopper); });
+    add_case(name + " n=264 k=384", [hopper] { bits_case<T>(264, 384, hopper); });
+  }
+  for (int tile : {0, 2, 4, 7, 9}) {
     struct Shape { int m, n, k; const char* spec; };
     for (Shape x : {Shape{130, 1152, 384, "norm_input"}, Shape{130, 384, 384, "norm_residual_stats"}, Shape{65, 1536, 384, "gelu"}, Shape{65, 384, 1536, "residual_stats"},
                     Shape{33, 2304, 768, "bias"}, Shape{33, 3072, 768, "gelu"}, Shape{33, 768, 3072, "residual_stats"}}) {

@@ -98,6 +98,7 @@ struct Shape {
   size_t set_bytes;         // of one set of buffers, about
   bool quick;
   std::function<std::vector<Launch>(Arena&)> build;
+  bool hopper = false;      // its kernel is for compute capability 9.0 only
 };
 static std::vector<Shape> shapes;
 
@@ -114,15 +115,27 @@ struct Encoder { const char* name; int hidden, inner, heads; };
 static const Encoder ENCODERS[] = {{"minilm", 384, 1536, 12}, {"base", 768, 3072, 12}, {"large", 1024, 4096, 16}};
 
 typedef void (*GemmKernel)(const half_t*, const half_t*, half_t*, float*, int, int, int, Epilogue);
-struct Tile { const char* name; int m, n, k, splits, shared; GemmKernel kernel; };
-#define TILE(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, bytes, name##_f16},
-static const Tile TILES[] = {GEMM_TILES(TILE)};
+typedef void (*HopperKernel)(const TensorMap&, const TensorMap&, const TensorMap&, const TensorMap&, int, int, int, Epilogue);
+struct Tile { const char* name; int m, n, k, splits, cluster, shared; GemmKernel kernel; HopperKernel hopper; };  // one kernel or the other
+#define TILE(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, bytes, name##_f16, nullptr},
+#define HOPPER(name, bm, bn, bk, stages, groups, cluster, threads, bytes) {#name, bm, bn, bk, 1, cluster, bytes, nullptr, name##_f16},
+static const Tile TILES[] = {HOPPER_TILES(HOPPER) GEMM_TILES(TILE)};
+
+// In boxes of so many rows and 64 columns.
+static TensorMap tensor_map(const half_t* base, int rows, int columns, int box_rows) {
+  TensorMap map;
+  const uint64_t dimensions[2] = {(uint64_t)columns, (uint64_t)rows}, stride[1] = {2 * (uint64_t)columns};
+  const uint32_t box[2] = {64, (uint32_t)box_rows}, step[2] = {1, 1};
+  driver().call("cuTensorMapEncodeTiled", (void*)&map, 6 /* f16 */, 2u, (void*)base, (const uint64_t*)dimensions, (const uint64_t*)stride, (const uint32_t*)box,
+                (const uint32_t*)step, 0, 3 /* 128 bytes */, 2 /* L2: 128 bytes */, 0);
+  return map;
+}
 
 static void add_gemm(const Encoder& e, const char* op, int m, int n, int k, bool residual, int activation) {
   for (const Tile& t : TILES)
     for (int splits : {1, 2, 4, 8}) {
       if (splits > t.splits || splits > (int)ceil_div(k, t.k) / 2 || (splits > 1 && m > 128)) continue;
-      if (t.m > 2 * m && t.m > 16) continue;            // mostly empty
+      if (t.m > 2 * m && t.m > 16 && !(t.hopper && m == 16)) continue;  // mostly empty; in the quick run, to see that it runs
       if (m >= 2048 && t.m <= 32) continue;             // far behind, and slow to measure
       double bytes = 2.0 * ((double)m * k + (double)n * k + (double)m * n * (residual ? 2 : 1));
       Shape s;
@@ -132,12 +145,18 @@ static void add_gemm(const Encoder& e, const char* op, int m, int n, int k, bool
       s.flops = 2.0 * m * n * k;
       s.set_bytes = (size_t)bytes + (splits > 1 ? (size_t)splits * m * n * 4 : 0) + 4096 + (size_t)n * 4;
       s.quick = m == 16 && !strcmp(e.name, "minilm") && !strcmp(op, "qkv") && splits <= 2;
+      s.hopper = t.hopper;
       s.build = [=](Arena& arena) {
         Epilogue epilogue = {};
         half_t *a = arena.take<half_t>((size_t)m * k), *w = arena.take<half_t>((size_t)n * k), *c = arena.take<half_t>((size_t)m * n);
         epilogue.bias = arena.take<float>((size_t)n);
         if (residual) epilogue.residual = arena.take<half_t>((size_t)m * n);
         epilogue.activation = activation;
+        if (t.hopper) {
+          const TensorMap out = tensor_map(c, m, n, 16), added = residual ? tensor_map(epilogue.residual, m, n, 16) : out;
+          const unsigned clusters = std::min(ceil_div(m, t.m * t.cluster) * ceil_div(n, t.n), (unsigned)(driver().attribute(Driver::MULTIPROCESSORS) / t.cluster));
+          return std::vector<Launch>{make(t.hopper, clusters * (unsigned)t.cluster, 1, (size_t)t.shared, tensor_map(a, m, k, t.m), tensor_map(w, n, k, t.n / t.cluster), added, out, m, n, k, epilogue)};
+        }
         float* partials = splits > 1 ? arena.take<float>((size_t)splits * m * n) : nullptr;
         std::vector<Launch> all = {make(t.kernel, ceil_div(m, t.m) * ceil_div(n, t.n), (unsigned)splits, (size_t)t.shared, a, w, c, partials, m, n, k, epilogue)};
         if (splits > 1)
@@ -307,6 +326,8 @@ int main(int argc, char** argv) {
   try {
     Driver& d = driver();
     const double start = Driver::now();
+    const bool hopper = d.attribute(Driver::MAJOR) == 9;
+    chosen.erase(std::remove_if(chosen.begin(), chosen.end(), [&](const Shape& s) { return s.hopper && !hopper; }), chosen.end());
     const size_t l2 = (size_t)d.attribute(Driver::L2_BYTES);
     printf("{\"device\": \"%s\", \"architecture\": %d, \"driver\": %d, \"multiprocessors\": %d, \"l2_bytes\": %zu, \"clock_khz\": %d}\n", d.name().c_str(),
            10 * d.attribute(Driver::MAJOR) + d.attribute(Driver::MINOR), d.version(), d.attribute(Driver::MULTIPROCESSORS), l2, d.attribute(Driver::CLOCK_KHZ));

@@ -20,8 +20,11 @@ NARROW = [
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
     ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),
 ]
-# Products are made by these: mma.sync from what ldmatrix read.
-TENSOR = re.compile(r"(gemm|attention)_")
+# Products are made by these: mma.sync from what ldmatrix read, or wgmma from what TMA loaded, stored by TMA.
+TENSOR = [
+    (re.compile(r"gemm_wgmma_"), ["HGMMA", "UTMALDG", "UTMASTG"]),
+    (re.compile(r"(gemm(?!_wgmma)|attention)_"), ["HMMA", "LDSM"]),
+]
 
 
 def problems(images, logs):
@@ -69,8 +72,9 @@ def accesses(name, usage):
             allowed = sum(most for kernel, access, most, _ in NARROW if re.fullmatch(kernel, name) and access == op)
             if count > allowed:
                 found.append(f"{count} {op}, {allowed} allowed: 16 bytes a lane are wanted")
-    if TENSOR.match(name) and not (usage.accesses["HMMA"] and usage.accesses["LDSM"]):
-        found.append("no HMMA or no LDSM: not on the tensor cores")
+    for kernels, needed in TENSOR:
+        if kernels.match(name) and not all(usage.accesses[op] for op in needed):
+            found.append(f"no {' or no '.join(needed)}: not on the tensor cores as it should be")
     return found
 
 

@@ -131,7 +131,7 @@ def add_threads(usages, text):
 
 
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)")
-COUNTED = {"LDG", "STG", "LDGSTS", "LD", "ST", "LDL", "STL", "ATOM", "ATOMG", "RED", "REDG", "HMMA", "LDSM"}
+COUNTED = {"LDG", "STG", "LDGSTS", "LD", "ST", "LDL", "STL", "ATOM", "ATOMG", "RED", "REDG", "HMMA", "LDSM", "HGMMA", "UTMALDG", "UTMASTG"}
 
 
 def add_machine_code(usages, text):
@@ -148,7 +148,7 @@ def add_machine_code(usages, text):
 
 def width(opcode, modifiers):
     """'.128', '.16', ... of a memory instruction; 32 bits are what the assembler does not write."""
-    if opcode in ("HMMA", "LDSM"):
+    if opcode in ("HMMA", "LDSM", "HGMMA", "UTMALDG", "UTMASTG"):
         return ""
     for modifier in modifiers:
         if match := re.fullmatch(r"[US]?(8|16|64|128|256)", modifier):

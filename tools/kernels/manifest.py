@@ -59,6 +59,8 @@ def problems(images):
             if tile and tile.threads != usage.threads:
                 found.append(f"{arch} {name}: {usage.threads} threads, {tile.threads} in the table of {tile.file}")
         for name, tile in tiles.items():
+            if arch not in sources.ONLY.get(tile.file, [arch]):
+                continue
             for kernel in (f"{name}_f16", f"{name}_bf16"):
                 if kernel not in kernels:
                     found.append(f"{arch} {kernel}: in the table of {tile.file}, not in the image")

@@ -50,6 +50,10 @@ def architectures():
 TWINS = {"sm_89": "sm_86"}
 
 
+# Files whose kernels are built for some architectures only.
+ONLY = {"gemm_hopper.cu": ["sm_90a"]}
+
+
 @dataclass(frozen=True)
 class Tile:
     """A line of a table of tiles, plain numbers only: `GEMM_TILE(kernel, 128, 256, ...)`."""

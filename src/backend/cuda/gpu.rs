@@ -193,6 +193,11 @@ impl Gpu {
         self.mma_tflops * 1e3 / (self.clock_ghz * self.sm_count as f64)
     }
 
+    /// FLOPs of the best instructions a clock and multiprocessor.
+    pub(super) fn best_flops_per_clock(&self) -> f64 {
+        self.ceiling_tflops * 1e3 / (self.clock_ghz * self.sm_count as f64)
+    }
+
     /// Bytes from L2 a clock and multiprocessor where `blocks` blocks read; one's port is 64 bytes wide.
     pub(super) fn l2_bytes_per_clock(&self, blocks: usize) -> f64 {
         (self.l2_gb_per_s / (self.clock_ghz * self.sm_count.min(blocks) as f64)).min(64.0)

@@ -18,7 +18,7 @@ pub use estimate::{Bound, Estimate, LAUNCH_US};
 pub use gpu::{Attributes, Gpu, Multiprocessor};
 pub use image::{Kernel, Manifest, Usage, fatbin};
 pub use tiles::{
-    Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, ROW_SIZES, ReduceLaunch, RowLaunch,
-    SPLITK_REDUCE, TIE, TileTable,
+    Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, Multiplier, ROW_SIZES, ReduceLaunch,
+    RowLaunch, SPLITK_REDUCE, TIE, TileTable,
 };
 pub use work_list::{ATTENTION_TILES, AttentionLaunch, AttentionTile, Entry, SHORT_TOKENS, attention};

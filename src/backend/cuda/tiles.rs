@@ -4,7 +4,7 @@
 //! whose time [`estimate`](super::estimate) predicts to be least; the tables repeat those at the ends of the `.cu`
 //! files, and a test holds the two together. Attention has its own file, `work_list.rs`.
 
-use super::estimate::{self, Estimate, GemmWork, RowWork, Traffic};
+use super::estimate::{self, Estimate, GemmWork, PersistentGemmWork, RowWork, Traffic};
 use super::gpu::Gpu;
 use super::image::Manifest;
 use std::fmt;
@@ -27,7 +27,26 @@ impl fmt::Display for Element {
     }
 }
 
-/// A line of `GEMM_TILES` in `kernels/gemm.cu`.
+/// How a product's kernel multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Multiplier {
+    /// `mma.sync`, on every GPU: a block a tile.
+    Mma {
+        /// Warps along rows and columns.
+        warps: [usize; 2],
+        /// Parts that `k` may be cut into.
+        max_splits: usize,
+    },
+    /// `wgmma`, on compute capability 9.0: blocks stay and take one tile after another.
+    Wgmma {
+        /// Warpgroups that share a tile: 2, or 1 where one multiplies while the other stores.
+        groups_of_tile: usize,
+        /// Blocks that take row tiles below each other at once, and share the weights.
+        cluster: usize,
+    },
+}
+
+/// A line of `GEMM_TILES` in `kernels/gemm.cu`, or of `HOPPER_TILES` in `kernels/gemm_hopper.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GemmTile {
     /// The kernel, without the element type's suffix.
@@ -36,14 +55,30 @@ pub struct GemmTile {
     pub block: [usize; 3],
     /// Stages of the copies.
     pub stages: usize,
-    /// Warps along rows and columns.
-    pub warps: [usize; 2],
-    /// Parts that `k` may be cut into.
-    pub max_splits: usize,
+    /// How it multiplies.
+    pub multiplier: Multiplier,
     /// Threads of a block.
     pub threads: usize,
     /// Bytes of dynamic shared memory.
     pub dynamic_shared: usize,
+}
+
+impl GemmTile {
+    /// Parts that `k` may be cut into.
+    pub fn max_splits(&self) -> usize {
+        match self.multiplier {
+            Multiplier::Mma { max_splits, .. } => max_splits,
+            Multiplier::Wgmma { .. } => 1,
+        }
+    }
+
+    /// Blocks that run at once and share the weights; 1 where none do.
+    pub fn cluster(&self) -> usize {
+        match self.multiplier {
+            Multiplier::Mma { .. } => 1,
+            Multiplier::Wgmma { cluster, .. } => cluster,
+        }
+    }
 }
 
 const fn tile(
@@ -55,11 +90,34 @@ const fn tile(
     threads: usize,
     dynamic_shared: usize,
 ) -> GemmTile {
-    GemmTile { name, block, stages, warps, max_splits, threads, dynamic_shared }
+    GemmTile {
+        name,
+        block,
+        stages,
+        multiplier: Multiplier::Mma { warps, max_splits },
+        threads,
+        dynamic_shared,
+    }
 }
 
-/// Every tile; what each is for stands beside it in `kernels/gemm.cu`.
-pub const GEMM_TILES: [GemmTile; 7] = [
+const fn hopper(
+    name: &'static str,
+    block: [usize; 3],
+    stages: usize,
+    [groups_of_tile, cluster]: [usize; 2],
+    threads: usize,
+    dynamic_shared: usize,
+) -> GemmTile {
+    let multiplier = Multiplier::Wgmma { groups_of_tile, cluster };
+    GemmTile { name, block, stages, multiplier, threads, dynamic_shared }
+}
+
+/// Every tile; what each is for stands beside it in `kernels/gemm.cu` and `kernels/gemm_hopper.cu`.
+pub const GEMM_TILES: [GemmTile; 11] = [
+    hopper("gemm_wgmma_128x256x64_s3_c2", [128, 256, 64], 3, [2, 2], 384, 229_488),
+    hopper("gemm_wgmma_128x192x64_s4_c2", [128, 192, 64], 4, [2, 2], 384, 229_504),
+    hopper("gemm_wgmma_128x128x64_s4_c2", [128, 128, 64], 4, [1, 2], 384, 213_120),
+    hopper("gemm_wgmma_128x128x64_s4", [128, 128, 64], 4, [1, 1], 384, 213_120),
     tile("gemm_128x256x32_s4", [128, 256, 32], 4, [2, 4], 1, 256, 98304),
     tile("gemm_256x128x32_s4", [256, 128, 32], 4, [4, 2], 1, 256, 98304),
     tile("gemm_128x128x32_s3", [128, 128, 32], 3, [2, 2], 1, 128, 49152),
@@ -110,7 +168,7 @@ pub struct Gemm {
     pub epilogue: EpilogueKind,
     /// Whether the weights are in L2 already: a small model's are.
     pub weights_in_l2: bool,
-    /// Whether bits may not depend on `m`: no split-K.
+    /// Whether bits may not depend on `m`: no split-K, and one instruction for all `m`.
     pub batch_invariant: bool,
 }
 
@@ -119,7 +177,7 @@ pub struct Gemm {
 pub struct GemmLaunch {
     /// The tile.
     pub tile: &'static GemmTile,
-    /// Blocks: tiles of the result, splits.
+    /// Blocks: tiles of the result, or as many as take turns at them; splits.
     pub grid: [usize; 2],
     /// The reduction that follows where `k` is split.
     pub reduce: Option<ReduceLaunch>,
@@ -167,7 +225,7 @@ pub struct RowLaunch {
 pub struct TileTable {
     gpu: Gpu,
     element: Element,
-    /// Blocks a multiprocessor for each of [`GEMM_TILES`]; 0: it does not fit.
+    /// Blocks a multiprocessor for each of [`GEMM_TILES`]; 0: it does not fit, or is not for this GPU.
     gemm_blocks: [usize; GEMM_TILES.len()],
     reduce_blocks: usize,
     reduce_threads: usize,
@@ -178,7 +236,10 @@ impl TileTable {
     pub fn new(gpu: Gpu, element: Element) -> Self {
         let mut table =
             Self { gpu, element, gemm_blocks: [0; GEMM_TILES.len()], reduce_blocks: 1, reduce_threads: 1 };
-        table.gemm_blocks = GEMM_TILES.map(|tile| table.blocks_per_sm(tile.name, None));
+        table.gemm_blocks = GEMM_TILES.map(|tile| {
+            let room = tile.cluster() <= table.gpu.sm_count;
+            if room { table.blocks_per_sm(tile.name, None) } else { 0 }
+        });
         table.reduce_blocks = table.blocks_per_sm(SPLITK_REDUCE, None);
         table.reduce_threads = table.kernel(SPLITK_REDUCE).threads;
         table
@@ -195,14 +256,14 @@ impl TileTable {
     }
 
     /// Blocks of a kernel (without suffix) that a multiprocessor holds, by the registers and shared memory of the
-    /// manifest; `dynamic_shared` in its place where the launch decides.
+    /// manifest; `dynamic_shared` in its place where the launch decides. 0: none, or it is not built for this GPU.
     ///
     /// # Panics
     /// If there is no such kernel.
     pub fn blocks_per_sm(&self, name: &str, dynamic_shared: Option<usize>) -> usize {
         let kernel = self.kernel(name);
         let architecture = Manifest::get().architecture(self.gpu.compute_capability);
-        let usage = kernel.on(architecture).unwrap_or_else(|| panic!("{name} is built for {architecture}"));
+        let Some(usage) = kernel.on(architecture) else { return 0 }; // built for another architecture only
         let shared = usage.static_shared + dynamic_shared.unwrap_or(kernel.dynamic_shared);
         self.gpu.multiprocessor().resident_blocks(kernel.threads, usage.registers, shared)
     }
@@ -221,7 +282,10 @@ impl TileTable {
         assert!(gemm.m > 0 && gemm.n > 0 && gemm.k > 0, "an empty product is not launched: {gemm:?}");
         let candidates: Vec<GemmLaunch> = self.gemm_candidates(gemm).collect();
         let least = candidates.iter().map(|c| c.estimate.us).fold(f64::INFINITY, f64::min);
-        let elements = |c: &GemmLaunch| c.grid[0] * c.tile.block[0] * c.tile.block[1];
+        let elements = |c: &GemmLaunch| {
+            let [bm, bn, _] = c.tile.block;
+            gemm.m.next_multiple_of(bm * c.tile.cluster()) * gemm.n.next_multiple_of(bn)
+        };
         candidates
             .into_iter()
             .filter(|c| c.estimate.us <= TIE * least)
@@ -229,19 +293,21 @@ impl TileTable {
             .unwrap_or_else(|| panic!("no tile fits on {}", self.gpu.name))
     }
 
-    /// Every way to compute a product, larger tiles first.
+    /// Every way to compute a product, in the order of the table.
     pub fn gemm_candidates(&self, gemm: &Gemm) -> impl Iterator<Item = GemmLaunch> {
         let gemm = *gemm;
-        GEMM_TILES.iter().zip(self.gemm_blocks).filter(|(_, blocks)| *blocks > 0).flat_map(
-            move |(tile, blocks)| {
-                let pieces = gemm.k.div_ceil(tile.block[2]);
-                let most = if gemm.batch_invariant { 1 } else { tile.max_splits.min(pieces) };
-                (1..=most)
-                    // no split without work: the kernel gives each ceil(pieces / splits)
-                    .filter(move |splits| pieces.div_ceil(pieces.div_ceil(*splits)) == *splits)
-                    .map(move |splits| self.gemm_launch(&gemm, tile, blocks, splits))
-            },
-        )
+        let is_wgmma = |tile: &GemmTile| matches!(tile.multiplier, Multiplier::Wgmma { .. });
+        let fitting = || GEMM_TILES.iter().zip(self.gemm_blocks).filter(|(_, blocks)| *blocks > 0);
+        // wgmma and mma.sync may round their sums differently
+        let only_wgmma = gemm.batch_invariant && fitting().any(|(tile, _)| is_wgmma(tile));
+        fitting().filter(move |(tile, _)| is_wgmma(tile) || !only_wgmma).flat_map(move |(tile, blocks)| {
+            let pieces = gemm.k.div_ceil(tile.block[2]);
+            let most = if gemm.batch_invariant { 1 } else { tile.max_splits().min(pieces) };
+            (1..=most)
+                // no split without work: the kernel gives each ceil(pieces / splits)
+                .filter(move |splits| pieces.div_ceil(pieces.div_ceil(*splits)) == *splits)
+                .map(move |splits| self.gemm_launch(&gemm, tile, blocks, splits))
+        })
     }
 
     fn gemm_launch(
@@ -260,20 +326,42 @@ impl TileTable {
         if splits == 1 {
             traffic = traffic.and(Traffic::of(result_bytes, in_l2));
         }
-        let (warp_m, warp_n) = (bm / tile.warps[0], bn / tile.warps[1]);
-        let work = GemmWork {
-            m,
-            n,
-            k,
-            block: tile.block,
-            stages: tile.stages,
-            fragment_bytes: tile.warps[0] * tile.warps[1] * (warp_m + warp_n) * bk * 2,
-            splits,
-            blocks_per_sm,
-            epilogue_instructions: if splits > 1 { 4.0 } else { epilogue.instructions() },
-            traffic,
+        let epilogue_instructions = if splits > 1 { 4.0 } else { epilogue.instructions() };
+        let (blocks, mut estimate) = match tile.multiplier {
+            Multiplier::Mma { warps, .. } => {
+                let (warp_m, warp_n) = (bm / warps[0], bn / warps[1]);
+                let work = GemmWork {
+                    m,
+                    n,
+                    k,
+                    block: tile.block,
+                    stages: tile.stages,
+                    fragment_bytes: warps[0] * warps[1] * (warp_m + warp_n) * bk * 2,
+                    splits,
+                    blocks_per_sm,
+                    epilogue_instructions,
+                    traffic,
+                };
+                (m.div_ceil(bm) * n.div_ceil(bn), estimate::gemm(&self.gpu, &work))
+            }
+            Multiplier::Wgmma { groups_of_tile, cluster } => {
+                let clusters = m.div_ceil(cluster * bm) * n.div_ceil(bn);
+                let blocks = cluster * clusters.min(self.gpu.sm_count / cluster);
+                let work = PersistentGemmWork {
+                    m,
+                    n,
+                    k,
+                    block: tile.block,
+                    ping_pong: groups_of_tile == 1,
+                    cluster,
+                    clusters,
+                    blocks,
+                    epilogue_instructions,
+                    traffic,
+                };
+                (blocks, estimate::persistent_gemm(&self.gpu, &work))
+            }
         };
-        let mut estimate = estimate::gemm(&self.gpu, &work);
         let reduce = (splits > 1).then(|| {
             let lanes = m * n.div_ceil(64) * 8; // eight columns each
             ReduceLaunch {
@@ -297,7 +385,7 @@ impl TileTable {
             estimate.us += after.us + partial_bytes / (self.gpu.l2_gb_per_s * 1e3);
             estimate.bytes += result_bytes;
         }
-        GemmLaunch { tile, grid: [m.div_ceil(bm) * n.div_ceil(bn), splits], reduce, estimate }
+        GemmLaunch { tile, grid: [blocks, splits], reduce, estimate }
     }
 
     /// Whether what one kernel wrote is still in L2 when the next reads it; half of it, as others use it too.

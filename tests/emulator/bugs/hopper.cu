@@ -69,6 +69,53 @@ KERNEL(128, bug_stores, const half_t* a, const half_t* w, float* out) {
     for (int q = 0; q < 4; q++) out[(warp * 16 + lane / 4 + q / 2 * 8) * 64 + j * 8 + lane % 4 * 2 + q % 2] = d[j * 4 + q];
 }
 
+// out [128, 64] = in by way of one box of 64 rows in shared memory, two times, by TMA stores
+KERNEL(128, bug_tma_store, const half_t* in, TMAP_PARAM(map)) {
+  SMEM_DYN(smem);
+  const saddr box = smem_addr(smem);
+  if (!planted("TMA_BEFORE_GRIDDEP_WAIT")) griddep_wait();
+  for (int row = 0; row < 128; row += 64) {
+    if (row && threadIdx.x == 0 && !planted("BOX_WRITTEN_EARLY")) tma_store_wait_read<0>();
+    sync_block();
+    for (int i = threadIdx.x; i < 512; i += 128) st_shared_128(box + i / 8 * 128 + (i % 8 ^ (i / 8 & 7)) * 16, ld_global_nc_128(in + row * 64 + i * 8));
+    if (!planted("NO_FENCE_BEFORE_STORE")) fence_proxy_async();
+    sync_block();
+    if (threadIdx.x) continue;
+    tma_store_2d(&map, box, 0, row);
+    if (!planted("STORE_NOT_COMMITTED") || !row) tma_store_commit();
+  }
+  if (threadIdx.x == 0 && !planted("EXIT_BEFORE_STORE")) tma_store_wait_read<0>();
+  if (planted("TMA_BEFORE_GRIDDEP_WAIT")) griddep_wait();
+}
+
+// out [2 blocks, rounds, 64, 64] = in [rounds, 64, 64]: each block of a cluster loads half of every round for both
+KERNEL_CLUSTER(64, 2, bug_cluster, TMAP_PARAM(map), half_t* out, int rounds) {
+  SMEM_DYN(smem);
+  const saddr box = smem_addr(smem), full = box + HOPPER_TILE, empty = full + 8;
+  const int rank = (int)cluster_rank();
+  const bool for_itself = planted("FREED_FOR_ITSELF");  // nobody waits for the other block's readers
+  if (threadIdx.x == 0) {
+    mbar_init(full, 1);
+    mbar_init(empty, for_itself ? 1 : 2);
+    mbar_fence_init();
+  }
+  if (planted("NO_CLUSTER_SYNC")) sync_block();
+  else cluster_sync();
+  for (int round = 0; round < rounds; round++) {
+    if (threadIdx.x == 0) {
+      mbar_wait(empty, (round + 1) & 1);
+      mbar_arrive_expect_tx(full, HOPPER_TILE);
+      tma_load_2d_multicast(box + rank * HOPPER_TILE / 2, &map, full, 0, round * 64 + rank * 32, planted("ONE_RANK") ? 1 << rank : 3);
+    }
+    mbar_wait(full, round & 1);
+    for (int i = threadIdx.x; i < 512; i += 64)
+      st_global_128(out + ((rank * rounds + round) * 512 + i) * 8, ld_shared_128(box + i / 8 * 128 + (i % 8 ^ (i / 8 & 7)) * 16));
+    sync_block();
+    if (threadIdx.x < 2 && (!for_itself || (int)threadIdx.x == rank)) mbar_arrive_remote(empty, planted("ARRIVES_AT_ITSELF") ? (uint32_t)rank : threadIdx.x);
+  }
+  if (!planted("CLUSTER_LEFT_EARLY")) cluster_sync();
+}
+
 static std::vector<double> product(const Guarded<half_t>& a, const Guarded<half_t>& w, int m, int n, int k) {
   std::vector<double> x = widen16<F16>(a), y = widen16<F16>(w), ref((size_t)(m * n));
   for (int i = 0; i < m; i++)
@@ -79,28 +126,32 @@ static std::vector<double> product(const Guarded<half_t>& a, const Guarded<half_
     }
   return ref;
 }
-static TensorMap tensor_map(const Guarded<half_t>& t, int rows, int columns) {
-  TensorMap m{};
-  m.magic = TENSOR_MAP_MAGIC;
-  m.base = (uint64_t)t.data();
-  m.dim[0] = (uint64_t)columns;
-  m.dim[1] = (uint64_t)rows;
-  m.stride = (uint64_t)columns * 2;
-  m.box[0] = m.box[1] = 64;
-  m.element_bytes = 2;
-  m.swizzle = 3;
-  return m;
-}
 static const int hopper_cases[] = {
     add_case("tma", [] {
       const int m = 100, n = 64, k = 320;
       Random random(case_seed);
       Guarded<half_t> a(random.normals16<F16>(m * k), "a"), w(random.normals16<F16>(n * k), "w");
       Guarded<float> out(m * n, "out");
-      TensorMap map_a = tensor_map(a, m, k), map_w = tensor_map(w, n, k);
+      TensorMap map_a = tensor_map(a.data(), m, k, 64), map_w = tensor_map(w.data(), n, k, 64);
       launch(bug_tma, {1, 2}, {256}, HOPPER_STAGES * HOPPER_STAGE + HOPPER_STAGES * 16, std::ref(map_a), std::ref(map_w), out.data(), m, n, k);
       std::vector<double> ref = product(a, w, m, n, k);
       check_error("", widen32(out), ref, ref, f32_rounding(ref, 64));
+    }),
+    add_case("tma_store", [] {
+      Random random(case_seed);
+      Guarded<half_t> in(random.normals16<F16>(128 * 64), "in"), out(128 * 64, "out");
+      TensorMap map = tensor_map(out.data(), 128, 64, 64);
+      for (int i = 0; i < 2; i++) launch(bug_tma_store, {1}, {128}, HOPPER_TILE, in.data(), std::ref(map));
+      std::vector<double> ref = widen16<F16>(in);
+      check_error("", widen16<F16>(out), ref, ref, 0);
+    }),
+    add_case("cluster", [] {
+      const int rounds = 4, n = rounds * 64 * 64;
+      Random random(case_seed);
+      Guarded<half_t> in(random.normals16<F16>(n), "in"), out(2 * n, "out");
+      TensorMap map = tensor_map(in.data(), rounds * 64, 64, 32);
+      launch(bug_cluster, {2}, {64}, HOPPER_TILE + 16, std::ref(map), out.data(), rounds);
+      for (int i = 0; i < 2 * n; i++) EXPECT(out.data()[i] == in.data()[i % n], "element %d: got %04x, want %04x", i, out.data()[i], in.data()[i % n]);
     }),
     add_case("stores", [] {
       Random random(case_seed);

@@ -11,6 +11,7 @@ enum ConformanceInput {
   EXPONENTS,         // floats in [-40, 40]
   POSITIVE,          // positive normal floats
   SMALL_F16,         // pairs of small whole numbers as f16: products and sums are exact
+  SMALL_BF16,
   FRAGMENTS_F16,     // ten words a lane: a, b of small numbers, c whole floats
   FRAGMENTS_BF16,
   FRAGMENTS_RANDOM   // a, b random f16 in [-2, 2], c random floats
@@ -22,7 +23,7 @@ struct ConformanceCase {
   enum ConformanceInput input;
   double tolerance;  // relative, against the hardware; 0: the same bits
   int floats;        // out holds floats: a NaN is equal to any other
-  int tensor_map;    // the first parameter is a tensor map of `in`
+  int tensor_map;    // 1: the first parameter is a tensor map of `in`, 2: the second is one of `out`
 };
 static const struct ConformanceCase conformance_cases[] = {
     {"conformance_to_f16", 256, 0, 256, 256, 80, 999, FLOATS, 0, 0, 0},
@@ -46,8 +47,14 @@ static const struct ConformanceCase conformance_cases[] = {
     {"conformance_mma_bf16", 32, 0, 320, 128, 80, 999, FRAGMENTS_BF16, 0, 1, 0},
     {"conformance_mma_rounding", 32, 0, 320, 128, 80, 999, FRAGMENTS_RANDOM, 1e-5, 1, 0},
     {"conformance_tma", 128, 8192 + 8, 1536, 2048, 90, 119, ANY_BITS, 0, 0, 1},
+    {"conformance_tma_store", 128, 8192, 2048, 1536, 90, 119, ANY_BITS, 0, 0, 2},
     {"conformance_wgmma_n64", 128, 16384, 1024, 4096, 90, 90, SMALL_F16, 0, 1, 0},
     {"conformance_wgmma_n128", 128, 8192 + 16384, 1536, 8192, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_n192", 128, 8192 + 24576, 2048, 12288, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_n256", 128, 8192 + 32768, 2560, 16384, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_n128_bf16", 128, 8192 + 16384, 1536, 8192, 90, 90, SMALL_BF16, 0, 1, 0},
+    {"conformance_wgmma_n192_bf16", 128, 8192 + 24576, 2048, 12288, 90, 90, SMALL_BF16, 0, 1, 0},
+    {"conformance_wgmma_n256_bf16", 128, 8192 + 32768, 2560, 16384, 90, 90, SMALL_BF16, 0, 1, 0},
 };
 enum { CONFORMANCE_CASES = sizeof conformance_cases / sizeof *conformance_cases };
 
@@ -93,6 +100,7 @@ static inline void conformance_fill(const struct ConformanceCase* c, uint32_t* i
       case EXPONENTS: in[i] = conformance_bits(i < 17 ? (float)(i - 8) : (float)((double)r * 0x1p-32 * 80 - 40) * (i % 2 ? 1 : 0.0625f)); break;
       case POSITIVE: in[i] = i < 16 ? (uint32_t)(119 + i) << 23 : (r & 0x7fffff) | (uint32_t)(87 + r % 80) << 23; break;
       case SMALL_F16: in[i] = conformance_pair(conformance_small_f16, &s); break;
+      case SMALL_BF16: in[i] = conformance_pair(conformance_small_bf16, &s); break;
       case FRAGMENTS_F16: in[i] = i % 10 < 6 ? conformance_pair(conformance_small_f16, &s) : conformance_bits((float)(int)(r % 2001) - 1000); break;
       case FRAGMENTS_BF16: in[i] = i % 10 < 6 ? conformance_pair(conformance_small_bf16, &s) : conformance_bits((float)(int)(r % 2001) - 1000); break;
       case FRAGMENTS_RANDOM: in[i] = i % 10 < 6 ? conformance_pair(conformance_f16, &s) : conformance_bits((float)((double)r * 0x1p-30 - 2)); break;

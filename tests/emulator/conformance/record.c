@@ -62,11 +62,12 @@ int main(int argc, char** argv) {
     _Alignas(64) unsigned char map[128];
     void* parameters[2] = {&device_in, &device_out};
     if (c->tensor_map) {
-      uint64_t dimensions[2] = {64, (uint64_t)c->in_words / 32}, stride[1] = {128};
+      int of_out = c->tensor_map == 2;
+      uint64_t dimensions[2] = {64, (uint64_t)(of_out ? c->out_words : c->in_words) / 32}, stride[1] = {128};
       uint32_t box[2] = {64, 64}, step[2] = {1, 1};
       CALL((void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const uint32_t*, const uint32_t*, int, int, int, int), cuTensorMapEncodeTiled, map,
-           6 /* f16 */, 2, (void*)device_in, dimensions, stride, box, step, 0, 3 /* 128 bytes */, 0, 0);
-      parameters[0] = map;
+           6 /* f16 */, 2, (void*)(of_out ? device_out : device_in), dimensions, stride, box, step, 0, 3 /* 128 bytes */, 0, 0);
+      parameters[of_out] = map;
     }
     CALL((void**, void*, const char*), cuModuleGetFunction, &function, module, c->kernel);
     CALL((void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**), cuLaunchKernel, function, 1, 1, 1,

@@ -86,10 +86,19 @@ static void read_manifest(Function& f, int architecture) {
     f.local = v[3];
   }
 }
+// Whether the image has this kernel for the architecture whose code was taken (PTX is of compute_80); yes if the manifest does
+// not know it.
+static bool in_image(const char* name, int architecture) {
+  const char *at = strstr(manifest, (std::string("\"") + name + "\":").c_str()), *end = at ? strchr(at, '}') : nullptr;
+  if (!end) return true;
+  for (; (at = strstr(at, "\"sm_")) && at < end; at += 4)
+    if (atoi(at + 4) == (architecture ? architecture : 80)) return true;
+  return false;
+}
 API cuModuleGetFunction(Function** function, Module* module, const char* name) {
   ENTER();
   const emu::Kernel* kernel = emu::find_kernel(name);
-  if (!module || !kernel) { say("no kernel '%s' in kernels/all.cu", name); return NOT_FOUND; }
+  if (!module || !kernel || !in_image(name, module->architecture)) { say("no kernel '%s' in kernels/all.cu", name); return NOT_FOUND; }
   // what launch bounds allow, where the manifest does not know the kernel
   int bound = 65536 / (kernel->threads * kernel->min_blocks) / 8 * 8;
   *function = new Function{kernel, std::min(bound, 255), 0, 0, 48 << 10};
@@ -194,7 +203,7 @@ static CUresult run(const Launch& l) {
   }
   emu::opt.dependent = emu::opt.must_wait = l.dependent;
   try {
-    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); });
+    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); }, k.cluster);
   } catch (emu::Error& e) {
     say("%s: %s", k.name, e.msg);
     bool address = strstr(e.msg, "outside of every allocation") != nullptr;
@@ -211,6 +220,8 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return refuse("grid out of range");
   if (!threads || threads > 1024 || block.z > 64) return refuse("block out of range");
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
+  if (k.cluster > 1 && arch < 90) return NOT_SUPPORTED;
+  if (grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters");
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
   if (!blocks_per_sm(f, threads, shared, arch)) return LAUNCH_OUT_OF_RESOURCES;
   auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, {}});
@@ -231,7 +242,7 @@ API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void
   bool dependent = false;
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
-    if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters are not emulated", f->kernel->name); return NOT_SUPPORTED; }
+    if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters by launch attribute are not emulated", f->kernel->name); return NOT_SUPPORTED; }
     if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
       if (current_context->device->architecture < 90) return NOT_SUPPORTED;
       dependent = true;

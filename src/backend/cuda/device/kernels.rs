@@ -42,6 +42,7 @@ pub(super) enum Argument {
     Int(i32),
     Float(f32),
     Epilogue(Epilogue),
+    TensorMap(sys::CUtensorMap),
 }
 
 impl<T> From<Slice<T>> for Argument {
@@ -136,6 +137,7 @@ impl Kernels {
                 Argument::Int(value) => (&raw const *value).cast_mut().cast(),
                 Argument::Float(value) => (&raw const *value).cast_mut().cast(),
                 Argument::Epilogue(value) => (&raw const *value).cast_mut().cast(),
+                Argument::TensorMap(value) => (&raw const *value).cast_mut().cast(),
             };
         }
         let size = |n: usize| u32::try_from(n).expect("grids are as large as a batch's tiles");

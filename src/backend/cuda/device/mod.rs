@@ -32,6 +32,7 @@ mod ops;
 mod patience;
 mod slot;
 mod support;
+mod tensor_maps;
 mod weights;
 mod workspace;
 
@@ -136,7 +137,7 @@ impl CudaBackend {
         Ok(Self {
             desc: desc.clone(),
             table,
-            products: Products::new(shape, options.batch_invariant),
+            products: Products::new(shape, element, options.batch_invariant),
             resident: ManuallyDrop::new(Resident { kernels, weights, workspace, slots, device }),
             pending: VecDeque::with_capacity(IN_FLIGHT),
             next_slot: 0,

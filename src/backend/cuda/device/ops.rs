@@ -4,10 +4,13 @@
 #![allow(unsafe_code, reason = "launches, each behind the checks of its lengths")]
 
 use super::super::costs::EncoderShape;
-use super::super::tiles::{EpilogueKind, Gemm, GemmLaunch, RowLaunch, SPLITK_REDUCE, TileTable};
+use super::super::tiles::{
+    Element, EpilogueKind, Gemm, GemmLaunch, Multiplier, RowLaunch, SPLITK_REDUCE, TileTable,
+};
 use super::kernels::{Argument, Epilogue, Kernels};
 use super::memory::{Called, Slice};
 use super::slot::Attention;
+use super::tensor_maps::TensorMaps;
 use super::weights::{Linear, Norm};
 use cudarc::driver::CudaStream;
 use std::cell::{Cell, RefCell};
@@ -37,11 +40,12 @@ pub(super) struct Products {
     shape: EncoderShape,
     batch_invariant: bool,
     chosen: RefCell<HashMap<([usize; 3], EpilogueKind), GemmLaunch>>,
+    maps: TensorMaps,
 }
 
 impl Products {
-    pub(super) fn new(shape: EncoderShape, batch_invariant: bool) -> Self {
-        Self { shape, batch_invariant, chosen: RefCell::default() }
+    pub(super) fn new(shape: EncoderShape, element: Element, batch_invariant: bool) -> Self {
+        Self { shape, batch_invariant, chosen: RefCell::default(), maps: TensorMaps::new(element) }
     }
 
     /// Of the table's choices, one whose partial sums fit.
@@ -334,6 +338,30 @@ impl Queue<'_> {
             (Some(_), Some(_)) => panic!("an epilogue applies one layernorm"),
         }
         let epilogue = Argument::Epilogue(epilogue);
+        let tile = launch.tile;
+        if let Multiplier::Wgmma { cluster, .. } = tile.multiplier {
+            let [rows, columns, _] = tile.block.map(|size| size as u32);
+            let columns = columns / cluster as u32; // each block of a cluster loads its part of the weights
+            let out_columns = if after.gated { n / 2 } else { n };
+            let maps = &self.products.maps;
+            let map_out = maps.of(out, [m, out_columns], [16, if after.gated { 32 } else { 64 }])?;
+            let map_residual = match residual.values.is_none() {
+                true => map_out,
+                false => maps.of(residual.values, [m, n], [16, 64])?,
+            };
+            let arguments = [
+                Argument::TensorMap(maps.of(x.values, [m, k], [rows, 64])?),
+                Argument::TensorMap(maps.of(linear.weight, [n, k], [columns, 64])?),
+                Argument::TensorMap(map_residual),
+                Argument::TensorMap(map_out),
+                m.into(),
+                n.into(),
+                k.into(),
+                epilogue,
+            ];
+            // SAFETY: lengths are checked above
+            return unsafe { self.launch(tile.name, launch.grid, tile.dynamic_shared, &arguments) };
+        }
         let partials = match launch.reduce {
             Some(reduce) => {
                 holds("partial sums", self.partials, reduce.partials);
@@ -351,7 +379,6 @@ impl Queue<'_> {
             k.into(),
             epilogue,
         ];
-        let tile = launch.tile;
         // SAFETY: lengths are checked above, those of split products too
         unsafe { self.launch(tile.name, launch.grid, tile.dynamic_shared, &arguments) }?;
         let Some(reduce) = launch.reduce else { return Ok(()) };
