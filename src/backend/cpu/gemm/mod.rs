@@ -8,8 +8,8 @@ mod narrow;
 mod pack;
 
 pub(super) use narrow::{
-    BLOCK, Narrow, NarrowKernels, NarrowLinear, NarrowProduct, PANEL, ROW_SCALE_BYTES, RowScale, STEP_BYTES, TILE_BYTES,
-    narrow_gemm,
+    BLOCK, Narrow, NarrowKernels, NarrowLinear, NarrowProduct, PANEL, ROW_SCALE_BYTES, RowScale, STEP_BYTES,
+    TILE_BYTES, narrow_gemm,
 };
 pub(super) use pack::{Linear, pack_keys, pack_values};
 
