@@ -7,9 +7,9 @@ mod golden;
 #[path = "common/minilm.rs"]
 mod minilm;
 
-use berthier::backend::Device;
 use berthier::backend::cpu::Isa;
-use berthier::{Embedder, Options};
+use berthier::backend::{Device, Precision};
+use berthier::{Embedder, Error, Options};
 use golden::Golden;
 use std::path::Path;
 
@@ -111,6 +111,40 @@ fn minilm_matches_reference_on_cpu() {
     let rows: Vec<usize> = (0..golden.rows.len()).collect();
     for isa in Isa::available() {
         assert_rows(&folder, &load(dir, Device::Cpu, Some(isa)), &golden, &rows, TOLERANCE);
+    }
+}
+
+/// int8 changes the vectors, within bounds on their cosine to the reference's: least over all rows, and mean.
+#[test]
+#[allow(clippy::print_stderr, reason = "a test that skips says so")]
+fn minilm_in_int8_is_near_the_reference() {
+    let Some(dir) = minilm::dir() else { return };
+    let golden = Golden::read(&golden::fixtures().join("minilm"));
+    let texts: Vec<&str> = golden.rows.iter().map(|row| row.text.as_str()).collect();
+    for isa in Isa::available() {
+        let options = Options::new(dir.to_str().expect("a UTF-8 path")).device(Device::Cpu).isa(isa);
+        let embedder = match Embedder::load(options.precision(Precision::Int8)) {
+            Err(Error::InvalidOption { name: "precision", message }) => {
+                eprintln!("SKIP: {message}");
+                continue;
+            }
+            embedder => embedder.unwrap(),
+        };
+        let all = embedder.embed(&texts).unwrap();
+        let cosine = |a: &[f32], b: &[f32]| {
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+        };
+        let cosines: Vec<f64> =
+            golden.vectors().iter().enumerate().map(|(i, want)| cosine(all.row(i), want)).collect();
+        let (mean, least) = (
+            cosines.iter().sum::<f64>() / cosines.len() as f64,
+            cosines.iter().copied().fold(f64::INFINITY, f64::min),
+        );
+        println!("{isa} int8: cosine {mean:.5}, least {least:.5}");
+        assert!(mean >= 0.998 && least >= 0.99, "{isa}: cosine {mean}, least {least}");
+        // and it is int8 that was computed
+        assert!(mean < 0.9999, "{isa}: cosine {mean}");
     }
 }
 

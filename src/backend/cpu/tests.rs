@@ -371,13 +371,13 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 /// What a row becomes in int8: bytes, scale and zero point.
-fn quantized(row: &[f32]) -> (Vec<i32>, f32, i32) {
+fn quantized(row: &[f32]) -> (Vec<i32>, f32, f32) {
     let least = row.iter().fold(0f32, |a, &x| a.min(x));
     let greatest = row.iter().fold(0f32, |a, &x| a.max(x));
     let scale = ((greatest - least) / 255.0).max(1e-30);
-    let zero = (-least * (1.0 / scale)).round_ties_even();
+    let zero = (-least * (1.0 / scale)).round_ties_even() + 0.0;
     let byte = |&x: &f32| x.mul_add(1.0 / scale, zero).round_ties_even().clamp(0.0, 255.0) as i32;
-    (row.iter().map(byte).collect(), scale, zero as i32)
+    (row.iter().map(byte).collect(), scale, zero)
 }
 
 /// What a column of weights becomes: bytes and scale.
@@ -395,8 +395,10 @@ fn int8_product(a: Matrix<'_>, l: &model::Linear, old: Option<&[f32]>) -> Vec<f3
     for i in 0..a.rows {
         let (row, scale, zero) = quantized(a.row(i));
         for (j, (column, column_scale)) in columns.iter().enumerate() {
-            let sum: i32 = row.iter().zip(column).map(|(x, w)| (x - zero) * w).sum();
-            let value = sum as f32 * (scale * column_scale) + bias[j];
+            let sum: i32 = row.iter().zip(column).map(|(x, w)| x * w).sum();
+            let of_column: i32 = column.iter().sum();
+            let centred = (-zero).mul_add(of_column as f32, sum as f32);
+            let value = centred * (scale * column_scale) + bias[j];
             out.push(value + old.map_or(0.0, |old| old[i * n + j]));
         }
     }

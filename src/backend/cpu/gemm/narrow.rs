@@ -87,7 +87,8 @@ impl Narrow {
 pub(in super::super) struct RowScale {
     /// NaN where the row holds an infinity or a NaN.
     pub(in super::super) scale: f32,
-    pub(in super::super) zero: i32,
+    /// An integer from 0 to 255.
+    pub(in super::super) zero: f32,
 }
 
 /// One call: a block of rows times a run of panels.
@@ -103,7 +104,7 @@ pub(in super::super) struct NarrowProduct<'a> {
     pub(in super::super) steps: usize,
     /// `[panels · PANEL]`
     pub(in super::super) bias: &'a [f32],
-    /// In int8, `[panels, 2, PANEL]`: the scales of the columns, then as i32 the sums of their bytes
+    /// In int8, `[panels, 2, PANEL]`: the scales of the columns, then the sums of their bytes
     pub(in super::super) columns_int8: &'a [f32],
     pub(in super::super) activation: Option<Activation>,
     /// Whether `c` is added to.
@@ -129,9 +130,8 @@ impl NarrowProduct<'_> {
 
     /// In int8, scales and sums of a panel's columns.
     #[inline(always)]
-    pub(in super::super) fn panel_int8(&self, panel: usize) -> (&[f32], &[i32]) {
-        let (scales, sums) = self.columns_int8[panel * 2 * PANEL..][..2 * PANEL].split_at(PANEL);
-        (scales, bytemuck::cast_slice(sums))
+    pub(in super::super) fn panel_int8(&self, panel: usize) -> (&[f32], &[f32]) {
+        self.columns_int8[panel * 2 * PANEL..][..2 * PANEL].split_at(PANEL)
     }
 }
 
@@ -214,7 +214,7 @@ impl NarrowLinear {
                         // SAFETY: each panel is written by one call
                         let of_panel = unsafe { columns.row(p) };
                         of_panel[column] = scale;
-                        of_panel[PANEL + column] = f32::from_bits(sum as u32);
+                        of_panel[PANEL + column] = sum as f32;
                     }
                 }
             }

@@ -1,10 +1,9 @@
 //! The GEMM microkernel, and the loop that measures what it could reach at most.
 #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
 
-use super::super::gemm::{PANEL, Tile};
+use super::super::gemm::Tile;
 use super::super::vector::{MAX_LANES, Vector};
-use super::{Int8Vector, activate, activate_vector};
-use crate::model::Activation;
+use super::activate;
 
 /// Steps of k between two looks at the loop counter.
 const UNROLL: usize = 4;
@@ -184,52 +183,6 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
             activate(v, f, &mut padded[..nr]);
         }
         row.copy_from_slice(&padded[..t.columns]);
-    }
-}
-
-/// Sums of a row of a product that lie in memory.
-pub(in super::super) trait RowSums: Copy {
-    /// `LANES` of them, as the product's numbers, from column `at` on.
-    fn get<V: Int8Vector>(self, v: V, at: usize) -> V::F;
-}
-
-impl RowSums for &[f32] {
-    #[inline(always)]
-    fn get<V: Int8Vector>(self, v: V, at: usize) -> V::F {
-        v.load(&self[at..])
-    }
-}
-
-/// c = f(sums + bias), or f(sums + bias + c) where there is a residual. `bias` is of a length that is a multiple of
-/// `LANES` and at most `PANEL`, `c` is at most as long.
-#[inline(always)]
-pub(in super::super) fn finish_row<V: Int8Vector>(
-    v: V,
-    sums: impl RowSums,
-    bias: &[f32],
-    activation: Option<Activation>,
-    residual: bool,
-    c: &mut [f32],
-) {
-    // the last panel of a product whose width is no multiple of it: by way of the stack
-    let mut padded = [0.0; PANEL];
-    let whole = c.len() == bias.len();
-    if !whole && residual {
-        padded[..c.len()].copy_from_slice(c);
-    }
-    let out = if whole { &mut *c } else { &mut padded[..bias.len()] };
-    for at in (0..bias.len()).step_by(V::LANES) {
-        let mut x = v.add(sums.get(v, at), v.load(&bias[at..]));
-        if residual {
-            x = v.add(x, v.load(&out[at..]));
-        }
-        if let Some(f) = activation {
-            x = activate_vector(v, f, x);
-        }
-        v.store(x, &mut out[at..]);
-    }
-    if !whole {
-        c.copy_from_slice(&padded[..c.len()]);
     }
 }
 

@@ -3,15 +3,16 @@
 
 use super::super::gemm::{NarrowProduct, PANEL, ROW_SCALE_BYTES, RowScale, STEP_BYTES, TILE_BYTES};
 use super::super::vector::{MAX_LANES, Vector};
-use super::gemm::{PEAK_CHAINS, RowSums, each_row, finish_row};
+use super::finish_rows;
+use super::gemm::{PEAK_CHAINS, each_row};
 
 /// What bytes and their sums need of an instruction set besides.
 pub(in super::super) trait Int8Vector: Vector {
     /// The nearest integers, ties to even, of `LANES` floats over the first bytes of `out`, cut to 0 to 255; NaN is 0.
     fn store_bytes(self, x: Self::F, out: &mut [u8]);
 
-    /// `sums` − `zero` · `columns`, exact in i32, as floats; the first `LANES` of each.
-    fn centred(self, sums: &[i32], columns: &[i32], zero: i32) -> Self::F;
+    /// The first `LANES` of `x`, as floats.
+    fn load_i32(self, x: &[i32]) -> Self::F;
 }
 
 /// A row's scale is at least this: its inverse is finite, and so are floats times that.
@@ -40,7 +41,7 @@ pub(in super::super) fn quantize_row<V: Int8Vector>(v: V, x: &[f32], out: &mut [
     let below = v.greatest(v.sub(v.splat(0.0), least));
     let scale = ((v.greatest(greatest) + below) / 255.0).max(LEAST_SCALE);
     let inverse = 1.0 / scale;
-    let zero = (below * inverse).round_ties_even();
+    let zero = (below * inverse).round_ties_even() + 0.0; // of −0 and 0 always the latter
 
     let (inverse, shift) = (v.splat(inverse), v.splat(zero));
     let mut out = bytes.chunks_exact_mut(V::LANES);
@@ -55,27 +56,9 @@ pub(in super::super) fn quantize_row<V: Int8Vector>(v: V, x: &[f32], out: &mut [
         out.copy_from_slice(&tail[..out.len()]);
     }
     rest.fill(0);
-    let scale = RowScale { scale: scale + v.sum(broken), zero: zero as i32 };
+    let scale = RowScale { scale: scale + v.sum(broken), zero };
     scale_bytes[..4].copy_from_slice(&scale.scale.to_ne_bytes());
     scale_bytes[4..].copy_from_slice(&scale.zero.to_ne_bytes());
-}
-
-/// A row's sums of bytes with what makes them numbers: (sum − zero · column's sum) · (row's scale · column's scale).
-#[derive(Clone, Copy)]
-pub(in super::super) struct QuantizedRow<'a> {
-    pub(in super::super) sums: &'a [i32],
-    pub(in super::super) row: RowScale,
-    /// Scales and sums.
-    pub(in super::super) columns: (&'a [f32], &'a [i32]),
-}
-
-impl RowSums for QuantizedRow<'_> {
-    #[inline(always)]
-    fn get<V: Int8Vector>(self, v: V, at: usize) -> V::F {
-        let (scales, sums) = self.columns;
-        let scale = v.mul(v.splat(self.row.scale), v.load(&scales[at..]));
-        v.mul(v.centred(&self.sums[at..], &sums[at..], self.row.zero), scale)
-    }
 }
 
 /// Products of bytes of one instruction set: a token, as [`Vector`] is.
@@ -122,9 +105,6 @@ pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize>(d: D, p: &Na
     let lanes = D::V::LANES;
     for panel in 0..p.panels {
         let b = p.b.wrapping_add(panel * p.steps * 2 * TILE_BYTES);
-        let column = panel * PANEL;
-        let bias = &p.bias[column..][..PANEL];
-        let columns = PANEL.min(p.columns - column);
         let mut done = 0;
         while done < p.rows {
             // a last tile that would hang over starts earlier; only what it has more is finished
@@ -143,18 +123,8 @@ pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize>(d: D, p: &Na
                 }
             }
             let end = p.rows.min(first + MR);
-            for row in done..end {
-                let sums = QuantizedRow {
-                    sums: &sums[row - first],
-                    // SAFETY: a row of the product
-                    row: unsafe { p.row_scale(row) },
-                    columns: p.panel_int8(panel),
-                };
-                let c = p.c.wrapping_add(row * p.c_stride + column);
-                // SAFETY: `columns` floats of a row of `c`, which is ours alone
-                let c = unsafe { std::slice::from_raw_parts_mut(c, columns) };
-                finish_row(v, sums, bias, p.activation, p.residual, c);
-            }
+            // SAFETY: rows and a panel of the product
+            unsafe { finish_rows(v, p, panel, done..end, first, &sums) };
             done = end;
         }
     }
@@ -196,11 +166,19 @@ unsafe fn dot_tile<D: Dot, const MR: usize>(
 #[inline(always)]
 pub(in super::super) fn dot_peak<D: Dot>(d: D, steps: usize) -> f32 {
     let bytes = std::hint::black_box([3u8; 4 * MAX_LANES]);
-    // SAFETY: four bytes, and as many as the most lanes have
-    let (row, columns) = unsafe { (d.row(bytes.as_ptr()), d.columns(bytes.as_ptr())) };
     let mut acc = [d.zero(); PEAK_CHAINS];
+    let read = || std::hint::black_box(bytes.as_ptr());
+    // SAFETY: as many bytes as the most lanes have
+    let mut columns = [unsafe { d.columns(read()) }; PEAK_CHAINS];
+    for columns in &mut columns {
+        // SAFETY: as above
+        *columns = unsafe { d.columns(read()) };
+    }
     for _ in 0..steps {
-        for a in &mut acc {
+        // each time another, as far as the compiler knows: else it would multiply once
+        // SAFETY: four bytes
+        let row = unsafe { d.row(read()) };
+        for (a, columns) in acc.iter_mut().zip(columns) {
             *a = d.dot(*a, row, columns);
         }
     }

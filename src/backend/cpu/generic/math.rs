@@ -236,7 +236,7 @@ const GELU_8: [[f32; 8]; 8] = [
 /// Looked up rather than computed by exp and a division (45 operations and 16 cycles of the divider against 19
 /// operations on sixteen lanes): between two products the function cost 30 % of a product with k = 384.
 #[inline(always)]
-fn gelu<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn gelu<V: Vector>(v: V, x: V::F) -> V::F {
     if V::TABLE == 16 { gelu_by_table(v, x, &GELU_16) } else { gelu_by_table(v, x, &GELU_8) }
 }
 
@@ -260,14 +260,14 @@ fn gelu_by_table<V: Vector, const N: usize, const POWERS: usize>(
 
 /// 1 / (1 + e⁻ˣ)
 #[inline(always)]
-fn sigmoid<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn sigmoid<V: Vector>(v: V, x: V::F) -> V::F {
     let e = exp(v, v.sub(v.splat(0.0), x));
     v.div(v.splat(1.0), v.add(v.splat(1.0), e))
 }
 
 /// tanh x = 2σ(2x) − 1, and x − x³/3 near 0, where that cancels.
 #[inline(always)]
-fn tanh<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn tanh<V: Vector>(v: V, x: V::F) -> V::F {
     let s = sigmoid(v, v.add(x, x));
     let wide = v.sub(v.add(s, s), v.splat(1.0));
     let cube = v.mul(v.mul(x, x), x);
@@ -280,24 +280,24 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
 /// ½x(1 + tanh u) = x · σ(2u), u = √(2/π) · (x + 0.044715x³)
 #[inline(always)]
-fn gelu_tanh<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn gelu_tanh<V: Vector>(v: V, x: V::F) -> V::F {
     let square = v.mul(x, x);
     let inner = v.mul_add(v.mul(square, v.splat(0.044_715)), x, x);
     product(v, x, sigmoid(v, v.mul(inner, v.splat(2.0 * SQRT_2_OVER_PI))))
 }
 
 #[inline(always)]
-fn quick_gelu<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn quick_gelu<V: Vector>(v: V, x: V::F) -> V::F {
     product(v, x, sigmoid(v, v.mul(x, v.splat(1.702))))
 }
 
 #[inline(always)]
-fn silu<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn silu<V: Vector>(v: V, x: V::F) -> V::F {
     product(v, x, sigmoid(v, x))
 }
 
 #[inline(always)]
-fn relu<V: Vector>(v: V, x: V::F) -> V::F {
+pub(super) fn relu<V: Vector>(v: V, x: V::F) -> V::F {
     v.max(v.splat(0.0), x)
 }
 
@@ -330,7 +330,7 @@ pub(in super::super) fn exp_slice<V: Vector>(v: V, x: &mut [f32]) {
     map!(v, x, exp);
 }
 
-/// `$body` with `$kernel` the function of the activation.
+/// `$body` with `$kernel` the function of the activation, of the lanes of one vector.
 macro_rules! with_activation {
     ($f:expr, $kernel:ident, $body:expr) => {
         with_activation!(@ $f, $kernel, $body,
@@ -338,22 +338,17 @@ macro_rules! with_activation {
     };
     (@ $f:expr, $kernel:ident, $body:expr, $($variant:ident $function:ident),*) => {
         match $f {
-            $(Activation::$variant => {
-                use self::$function as $kernel;
+            $($crate::model::Activation::$variant => {
+                use $crate::backend::cpu::generic::math::$function as $kernel;
                 $body
             })*
         }
     };
 }
+pub(super) use with_activation;
 
 /// f of each element.
 #[inline(always)]
 pub(in super::super) fn activate<V: Vector>(v: V, f: Activation, x: &mut [f32]) {
     with_activation!(f, kernel, map!(v, x, kernel))
-}
-
-/// f of each lane.
-#[inline(always)]
-pub(super) fn activate_vector<V: Vector>(v: V, f: Activation, x: V::F) -> V::F {
-    with_activation!(f, kernel, kernel(v, x))
 }

@@ -4,13 +4,14 @@
 //! set's module that calls them (see `kernels::instantiate`). They know lengths and pointers, nothing of
 //! models or threads.
 
+mod finish;
 mod gemm;
 mod int8;
 mod math;
 mod rows;
 
-pub(super) use gemm::{LINE_FLOATS, LINES_A_TURN, PEAK_CHAINS, finish_row, fma_peak, gemm_tile};
-pub(super) use int8::{Dot, Int8Vector, QuantizedRow, dot_peak, dot_product, quantize_row};
-use math::activate_vector;
+pub(super) use finish::finish_rows;
+pub(super) use gemm::{LINE_FLOATS, LINES_A_TURN, PEAK_CHAINS, fma_peak, gemm_tile};
+pub(super) use int8::{Dot, Int8Vector, dot_peak, dot_product, quantize_row};
 pub(super) use math::{activate, exp_slice};
 pub(super) use rows::{add, embed_layernorm, l2_normalize, layernorm, multiply, pool, rotate, softmax};

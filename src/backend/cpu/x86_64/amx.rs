@@ -11,11 +11,12 @@
 #![allow(unsafe_code, reason = "instructions without intrinsics in stable Rust")]
 
 use super::super::gemm::{BLOCK, Narrow, NarrowKernels, NarrowProduct, PANEL, STEP_BYTES, TILE_BYTES};
-use super::super::generic::{QuantizedRow, finish_row, quantize_row};
+use super::super::generic::{finish_rows, quantize_row};
 use super::super::vector::Vector;
 use super::avx512::Avx512;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Cache lines of a step's two tiles of weights.
@@ -102,16 +103,11 @@ const CONFIG: Config = {
 #[repr(C, align(64))]
 struct Sums([[f32; PANEL]; BLOCK]);
 
-/// A block whose epilogue is to come.
+/// A block whose epilogue is to come: these rows of a panel, of which `first` was its first.
 struct Pending {
-    row: usize,
-    rows: usize,
-    /// Where its rows of `c` start, and its bias.
-    c: *mut f32,
-    columns: usize,
-    /// Its first row and its panel.
-    first: usize,
     panel: usize,
+    rows: Range<usize>,
+    first: usize,
 }
 
 impl Pending {
@@ -127,25 +123,16 @@ impl Pending {
         sums: &Sums,
         count: usize,
     ) {
-        for _ in 0..count.min(self.rows - self.row) {
-            // SAFETY: `columns` floats of a row of `c`, which is ours alone
-            let c = unsafe {
-                std::slice::from_raw_parts_mut(self.c.wrapping_add(self.row * p.c_stride), self.columns)
-            };
-            let bias = &p.bias[self.panel * PANEL..][..PANEL];
-            let sums = &sums.0[self.row];
-            if INT8 {
-                let row = QuantizedRow {
-                    sums: bytemuck::cast_slice(sums),
-                    // SAFETY: a row of the product
-                    row: unsafe { p.row_scale(self.first + self.row) },
-                    columns: p.panel_int8(self.panel),
-                };
-                finish_row(v, row, bias, p.activation, p.residual, c);
-            } else {
-                finish_row(v, &sums[..], bias, p.activation, p.residual, c);
-            }
-            self.row += 1;
+        let end = self.rows.end.min(self.rows.start + count);
+        let rows = self.rows.start..end;
+        self.rows.start = end;
+        if INT8 {
+            let sums: &[[i32; PANEL]; BLOCK] = bytemuck::cast_ref(&sums.0);
+            // SAFETY: rows and a panel of the product
+            unsafe { finish_rows(v, p, self.panel, rows, self.first, sums) };
+        } else {
+            // SAFETY: rows and a panel of the product
+            unsafe { finish_rows(v, p, self.panel, rows, self.first, &sums.0) };
         }
     }
 }
@@ -162,7 +149,6 @@ unsafe fn product<const INT8: bool>(p: &NarrowProduct<'_>) {
     let [mut now, mut before] = sums.each_mut();
     let mut pending: Option<Pending> = None;
     for panel in 0..p.panels {
-        let column = panel * PANEL;
         for block in 0..blocks {
             let row = block * BLOCK;
             let rows = BLOCK.min(p.rows - row);
@@ -191,14 +177,7 @@ unsafe fn product<const INT8: bool>(p: &NarrowProduct<'_>) {
             }
             // SAFETY: 32 rows of 32 floats
             unsafe { store(now) };
-            pending = Some(Pending {
-                row: 0,
-                rows,
-                c: p.c.wrapping_add(row * p.c_stride + column),
-                columns: PANEL.min(p.columns - column),
-                first: row,
-                panel,
-            });
+            pending = Some(Pending { panel, rows: row..row + rows, first: row });
             std::mem::swap(&mut now, &mut before); // the references
         }
     }

@@ -26,10 +26,9 @@ impl Int8Vector for Avx512 {
         let q = _mm512_max_epi32(_mm512_cvtps_epi32(x), _mm512_setzero_si512());
         _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(q))
     });
-    op!(centred(sums: &[i32], columns: &[i32], zero: i32) -> __m512, {
-        assert!(sums.len() >= 16 && columns.len() >= 16, "a vector's worth of sums");
-        let columns = _mm512_mullo_epi32(_mm512_loadu_si512(columns.as_ptr().cast()), _mm512_set1_epi32(zero));
-        _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), columns))
+    op!(load_i32(x: &[i32]) -> __m512, {
+        assert!(x.len() >= 16, "a vector's worth of integers");
+        _mm512_cvtepi32_ps(_mm512_loadu_si512(x.as_ptr().cast()))
     });
 }
 
@@ -40,10 +39,9 @@ impl Int8Vector for Avx2 {
         let q = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
         _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packus_epi16(q, q))
     });
-    op!(centred(sums: &[i32], columns: &[i32], zero: i32) -> __m256, {
-        assert!(sums.len() >= 8 && columns.len() >= 8, "a vector's worth of sums");
-        let columns = _mm256_mullo_epi32(_mm256_loadu_si256(columns.as_ptr().cast()), _mm256_set1_epi32(zero));
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(sums.as_ptr().cast()), columns))
+    op!(load_i32(x: &[i32]) -> __m256, {
+        assert!(x.len() >= 8, "a vector's worth of integers");
+        _mm256_cvtepi32_ps(_mm256_loadu_si256(x.as_ptr().cast()))
     });
 }
 
@@ -123,25 +121,6 @@ dot!(
     store |sums, out| _mm512_storeu_si512(out.as_mut_ptr().cast(), sums)
 );
 
-// even and odd bytes apart, each widened in its place: 10 × 2 sums, four of columns and two of a row
-dot!(
-    Wide512(Avx512), WIDE_512, "avx512-madd", "avx512f,avx512bw,avx512dq,avx512vl", 10, __m512i, [__m512i; 2],
-    zero _mm512_setzero_si512(),
-    row |p| {
-        let x = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
-        [_mm512_and_si512(x, _mm512_set1_epi16(0xff)), _mm512_srli_epi16::<8>(x)]
-    },
-    columns |p| {
-        let w = _mm512_loadu_si512(p.cast());
-        [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w)), _mm512_srai_epi16::<8>(w)]
-    },
-    dot |acc, x, w| {
-        let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x[0], w[0]));
-        _mm512_add_epi32(acc, _mm512_madd_epi16(x[1], w[1]))
-    },
-    store |sums, out| _mm512_storeu_si512(out.as_mut_ptr().cast(), sums)
-);
-
 // 6 × 2 of sixteen registers
 dot!(
     Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,avxvnni", 6, __m256i, __m256i,
@@ -152,7 +131,7 @@ dot!(
     store |sums, out| _mm256_storeu_si256(out.as_mut_ptr().cast(), sums)
 );
 
-// as `Wide512`: 4 × 2 sums, four of columns and two of a row
+// even and odd bytes apart, each widened in its place: 4 × 2 sums, four of columns and two of a row
 dot!(
     Wide256(Avx2), WIDE_256, "avx2-madd", "avx2,fma", 4, __m256i, [__m256i; 2],
     zero _mm256_setzero_si256(),
@@ -173,10 +152,12 @@ dot!(
 
 /// The kernels of an instruction set that the machine has, best first.
 pub(super) fn kernels(isa: Isa) -> Vec<&'static NarrowKernels> {
-    let (vnni, wide): (Option<&'static NarrowKernels>, Option<&'static NarrowKernels>) = match isa {
-        Isa::Portable => (None, None),
-        Isa::Avx2 => (is_x86_feature_detected!("avxvnni").then_some(&VNNI_256), Some(&WIDE_256)),
-        Isa::Avx512 => (is_x86_feature_detected!("avx512vnni").then_some(&VNNI_512), Some(&WIDE_512)),
-    };
-    vnni.into_iter().chain(wide).collect()
+    match isa {
+        Isa::Portable => Vec::new(),
+        Isa::Avx2 if is_x86_feature_detected!("avxvnni") => vec![&VNNI_256, &WIDE_256],
+        Isa::Avx2 => vec![&WIDE_256],
+        Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => vec![&VNNI_512],
+        // with products of sixteen bits, whose sums go through the same two ports, it was slower than f32
+        Isa::Avx512 => Vec::new(),
+    }
 }
