@@ -20,7 +20,7 @@ const NOT_FINITE_FP16: &str = "the vector is not finite (NaN or infinity in the 
 pub(super) enum Crew {
     /// One device that takes one batch at a time, such as the CPU: on the callers' own threads, in turns, with no way to
     /// another thread and back.
-    Single(Mutex<Single>),
+    Single(Box<Mutex<Single>>),
     /// Several devices, or one that can compute while its next batch is packed.
     Pool(Pool),
 }
@@ -97,7 +97,7 @@ impl Crew {
             && let Some(backend) = backends.pop_if(|backend| backend.capacity().in_flight <= 1)
         {
             let (buffers, plan) = (Buffers::default(), Plan::default());
-            return Ok(Self::Single(Mutex::new(Single { backend, buffers, plan })));
+            return Ok(Self::Single(Box::new(Mutex::new(Single { backend, buffers, plan }))));
         }
         Ok(Self::Pool(Pool::new(backends)?))
     }
