@@ -1,6 +1,8 @@
 //! The steady state of the CPU backend on one thread allocates nothing.
-#![allow(unsafe_code, reason = "a counting allocator")]
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
+
+#[path = "common/counting.rs"]
+mod counting;
 
 use berthier::Error;
 use berthier::Threads;
@@ -10,36 +12,7 @@ use berthier::model::{
     Activation, AttentionBias, AttentionSpan, Dense, Family, FeedForward, ModelDesc, Module, Norms, Pooling,
     Positions, Weights,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-struct Counting;
-
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is left to the system's allocator
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the same contract
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: the same contract
-        unsafe { System.dealloc(p, layout) }
-    }
-
-    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the same contract
-        unsafe { System.realloc(p, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 // the only test of this file: another one, running beside it, would be counted too
 #[test]
@@ -113,7 +86,7 @@ fn check(desc: &ModelDesc, precision: Precision) {
     let seqlens = [300, 150, 150, 64, 17, 16, 3, 1, 1];
     let mut calls = Vec::with_capacity(3);
     for _ in 0..3 {
-        let before = CALLS.load(Relaxed);
+        let before = counting::calls();
         batch.clear();
         for (row, &n) in seqlens.iter().cycle().take(18).enumerate() {
             batch.push(row, &ids[..n], &types[..n]);
@@ -121,7 +94,7 @@ fn check(desc: &ModelDesc, precision: Precision) {
         let out = &mut out[..batch.len() * desc.dim()];
         backend.submit(std::mem::take(&mut batch)).unwrap();
         batch = backend.collect(out).unwrap();
-        calls.push(CALLS.load(Relaxed) - before);
+        calls.push(counting::calls() - before);
         assert!(out.iter().all(|v| v.is_finite()));
     }
     assert!(calls[0] > 0, "the counter counts: the first batch grows");
