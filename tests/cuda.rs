@@ -8,6 +8,8 @@
 #![cfg(all(target_os = "linux", feature = "cuda"))]
 #![allow(clippy::print_stdout, reason = "what skips and what was found is what one wants to read")]
 
+#[path = "common/counting.rs"]
+mod counting;
 #[path = "cuda/embedder.rs"]
 mod embedder;
 #[path = "cuda/failures.rs"]

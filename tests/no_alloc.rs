@@ -1,8 +1,9 @@
 //! The steady state of the CPU allocates nothing: of the backend, and of an embedder from ids. From text, the tokenizer does.
-#![allow(unsafe_code, reason = "a counting allocator")]
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 
 use berthier::backend::{BackendOptions, Device, Precision, open};
 use berthier::batch::PackedBatch;
@@ -12,37 +13,8 @@ use berthier::model::{
 };
 use berthier::{Embedder, Error, Options, Threads};
 use common::toy::toy_bert;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
-
-struct Counting;
-
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is left to the system's allocator
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the same contract
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: the same contract
-        unsafe { System.dealloc(p, layout) }
-    }
-
-    unsafe fn realloc(&self, p: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the same contract
-        unsafe { System.realloc(p, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 // the only test of this file: another one, running beside it, would be counted too
 #[test]
@@ -105,9 +77,9 @@ fn allocations(mut call: impl FnMut()) -> [usize; 6] {
     // threads that have just been made may allocate when they start
     std::thread::sleep(Duration::from_millis(20));
     [(); 6].map(|()| {
-        let before = CALLS.load(Relaxed);
+        let before = counting::calls();
         call();
-        CALLS.load(Relaxed) - before
+        counting::calls() - before
     })
 }
 

@@ -1,5 +1,6 @@
 //! Small random models of every kind that the kernels compute, against the reference backend; and bits.
 
+use crate::counting;
 use crate::stand_in::on_stand_in;
 use berthier::Threads;
 use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
@@ -413,6 +414,28 @@ fn graphs_give_the_bits_of_single_launches() {
             assert_eq!(replayed[..6], [false, false, false, false, true, true], "{replayed:?}");
             assert!(replayed[8..].iter().all(|&r| r), "{replayed:?}");
         }
+    });
+}
+
+/// Work lists and all else are made in memory that stays; the batches differ and have one shape.
+#[test]
+fn replayed_batches_allocate_nothing() {
+    on_stand_in("models::replayed_batches_allocate_nothing", &[], || {
+        let desc = desc();
+        let mut cuda = backend(Device::Cuda(0), &desc, Precision::Fp16, false);
+        let seqs = sequences(&[40, 7, 100, 39, 8, 99], &desc);
+        let mut out = vec![f32::NAN; 3 * desc.dim()];
+        let mut calls = [0; 8];
+        for (i, calls) in calls.iter_mut().enumerate() {
+            let make = PackedBatch { skip_tokens: 1, ..batch(&[[0, 1, 2], [3, 4, 5]][i / 2 % 2], &seqs) };
+            let before = counting::calls();
+            cuda.submit(make).unwrap();
+            let back = cuda.collect(&mut out).unwrap();
+            *calls = counting::calls() - before;
+            drop(back);
+        }
+        assert!(calls[0] > 0 && calls[1] > 0, "the counter counts: each slot's first batch grows");
+        assert_eq!(calls[4..], [0; 4], "{calls:?}");
     });
 }
 
