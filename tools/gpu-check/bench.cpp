@@ -42,7 +42,7 @@ struct Launch {
   }
 };
 template <class... P, class... A>
-static Launch make(void (*kernel)(P...), unsigned x, unsigned y, size_t shared, A... args) {
+static Launch make(void (*kernel)(P...), unsigned x, unsigned y, size_t shared, const A&... args) {
   const emu::Kernel* known = emu::find_kernel((void*)kernel);
   Launch l{driver().function(tests_folder(), known->name), x, y, (unsigned)known->threads, shared, {}};
   if (!l.function) throw DriverError(0, std::string("the image has no ") + known->name);

@@ -79,7 +79,7 @@ std::vector<uint8_t> translate(Driver& driver, const std::vector<Memory>& memory
   memcpy(&map, out.data(), sizeof map);
   if (map.magic != TENSOR_MAP_MAGIC) return out;
   // what tests write in the stand-in's form, in the driver's
-  alignas(64) uint8_t encoded[sizeof(TensorMap)];
+  alignas(128) uint8_t encoded[sizeof(TensorMap)];
   uint64_t dimensions[2] = {map.dim[0], map.dim[1]}, stride[1] = {map.stride};
   uint32_t box[2] = {map.box[0], map.box[1]}, step[2] = {1, 1};
   driver.call("cuTensorMapEncodeTiled", (void*)encoded, 6 /* f16 */, 2u, (void*)map.base, (const uint64_t*)dimensions, (const uint64_t*)stride,

@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
     CALL((CUdeviceptr*, size_t), cuMemAlloc_v2, &device_in, 4 * (size_t)c->in_words);
     CALL((CUdeviceptr*, size_t), cuMemAlloc_v2, &device_out, 4 * (size_t)c->out_words);
     CALL((CUdeviceptr, const void*, size_t), cuMemcpyHtoD_v2, device_in, in, 4 * (size_t)c->in_words);
-    _Alignas(64) unsigned char map[128];
+    _Alignas(128) unsigned char map[128];
     void* parameters[2] = {&device_in, &device_out};
     if (c->tensor_map) {
       int of_out = c->tensor_map == 2;

@@ -256,7 +256,7 @@ API cuLaunchCooperativeKernel(Function*, unsigned, unsigned, unsigned, unsigned,
 API cuTensorMapEncodeTiled(TensorMap* map, int type, unsigned rank, void* base, const uint64_t* dim, const uint64_t* stride, const uint32_t* box, const uint32_t* step, int interleave, int swizzle, int, int) {
   ENTER();
   static const uint32_t span[] = {0, 32, 64, 128};
-  if ((uint64_t)map & 63 || (uint64_t)base & 15 || rank != 2 || interleave || stride[0] % 16 || step[0] != 1 || step[1] != 1) return INVALID_VALUE;
+  if ((uint64_t)map & 127 || (uint64_t)base & 15 || rank != 2 || interleave || stride[0] % 16 || step[0] != 1 || step[1] != 1) return INVALID_VALUE;
   if (type != 6 && type != 9) { say("tensor maps of type %d are not emulated (6: f16, 9: bf16)", type); return NOT_SUPPORTED; }
   if (!box[0] || !box[1] || box[0] > 256 || box[1] > 256 || box[0] * 2 % 16 || swizzle < 0 || swizzle > 3 || (swizzle && box[0] * 2 > span[swizzle])) return INVALID_VALUE;
   *map = TensorMap{TENSOR_MAP_MAGIC, (uint64_t)base, {dim[0], dim[1]}, stride[0], {box[0], box[1]}, 2, (uint32_t)swizzle, {}};
