@@ -16,18 +16,6 @@ impl Avx2 {
     }
 }
 
-/// A method of the token that is one intrinsic (or a few) and needs nothing but the features.
-macro_rules! op {
-    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, $body:expr) => {
-        #[inline(always)]
-        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // SAFETY: the token proves AVX2 and FMA
-            unsafe { $body }
-        }
-    };
-}
-
 impl Vector for Avx2 {
     type F = __m256;
     const LANES: usize = 8;

@@ -17,18 +17,6 @@ impl Avx512 {
     }
 }
 
-/// A method of the token that is one intrinsic (or a few) and needs nothing but the features.
-macro_rules! op {
-    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, $body:expr) => {
-        #[inline(always)]
-        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // SAFETY: the token proves AVX-512 F, BW, DQ and VL
-            unsafe { $body }
-        }
-    };
-}
-
 impl Vector for Avx512 {
     type F = __m512;
     const LANES: usize = 16;

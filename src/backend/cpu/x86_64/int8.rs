@@ -8,18 +8,6 @@ use super::avx2::Avx2;
 use super::avx512::Avx512;
 use std::arch::x86_64::*;
 
-/// A function that is one intrinsic (or a few) and needs nothing but the features that its token proves.
-macro_rules! op {
-    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, $body:expr) => {
-        #[inline(always)]
-        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
-        fn $name(self, $($arg: $ty),*) -> $ret {
-            // SAFETY: the token proves the features; slices are as long as asserted
-            unsafe { $body }
-        }
-    };
-}
-
 impl Int8Vector for Avx512 {
     op!(store_bytes(x: __m512, out: &mut [u8]) -> (), {
         assert!(out.len() >= 16, "room for a vector");

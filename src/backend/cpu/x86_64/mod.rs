@@ -3,6 +3,19 @@
 use super::Isa;
 use super::gemm::NarrowKernels;
 
+/// A method of a token that is one intrinsic (or a few) and needs nothing but the features that the token proves, and
+/// slices as long as it asserts.
+macro_rules! op {
+    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty, $body:expr) => {
+        #[inline(always)]
+        #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+        fn $name(self, $($arg: $ty),*) -> $ret {
+            // SAFETY: the token proves the features; slices are as long as asserted
+            unsafe { $body }
+        }
+    };
+}
+
 mod amx;
 pub(super) mod avx2;
 pub(super) mod avx512;
