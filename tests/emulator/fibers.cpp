@@ -240,7 +240,8 @@ static Fiber* pick() {                       // null: every thread has exited
     // a shuffled block now and then leaves a warp that could go on
     bool stay = b.warps[b.at_warp].ready && (opt.order != SHUFFLE || b.random() % 4);
     if (!stay) {
-      Block* other = !b.ready_warps || (opt.order == SHUFFLE && b.random() % 4 == 0) ? next_ready_block() : nullptr;
+      const bool leave = b.cluster->blocks.size() > 1 && opt.order == SHUFFLE && b.random() % 4 == 0;
+      Block* other = leave || !b.ready_warps ? next_ready_block() : nullptr;
       if (other) { block = other; continue; }
       if (!b.ready_warps) {
         if (all_have_exited()) return nullptr;
