@@ -849,7 +849,9 @@ fn plan_shares_small_batches_and_long_sequences() {
     assert!(plan(&[20, 20], 1, 128, 512, 512).wide.is_empty());
     assert!(plan(&[300, 20, 20], 1, 128, 512, 0).wide.is_empty(), "there is nobody to share with");
     assert_eq!(only(&plan(&[256], 2, 384, 512, 600).wide), 0..1, "no thread looks on");
-    assert_eq!(only(&plan(&[200; 3], 2, 384, 512, 600).wide), 0..3);
+    assert_eq!(only(&plan(&[300, 100], 2, 384, 512, 600).wide), 0..2);
+    assert_eq!(plan(&[300, 250], 2, 384, 512, 600).narrow, [0..1, 1..2]);
+    assert_eq!(plan(&[300; 3], 2, 300, 512, 600).narrow, [0..1, 1..2, 2..3], "a tile for whoever is free");
     assert_eq!(plan(&[200; 4], 2, 512, 512, 600).narrow, [0..2, 2..4]);
     let long = plan(&[600, 400, 400], 2, 128, 512, 600);
     assert_eq!((only(&long.wide), long.narrow.len()), (0..1, 2));
