@@ -7,7 +7,6 @@ use super::checkpoint::{Checkpoint, is_inside};
 use super::json::{Object, exists};
 use super::{Activation, Dense, Linear, ModelDesc, Module, ModuleWeights, Norm, Pooling};
 use crate::error::{Error, Result};
-use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -225,10 +224,7 @@ fn entries(dir: &Path, path: &Path) -> Result<Vec<(Object, Option<Kind>, PathBuf
         if let Some((key, _)) = entry.iter().find(|(key, _)| !ENTRY_KEYS.contains(key)) {
             return Err(entry.unsupported(key, "a key that this version does not know"));
         }
-        let of_strings = |v: &Value| v.as_array().is_some_and(|list| list.iter().all(Value::is_string));
-        if entry.get("kwargs").is_some_and(|names| !of_strings(names)) {
-            return Err(entry.wrong("kwargs", "a list of names"));
-        }
+        entry.strings("kwargs")?;
         let Some(type_name) = entry.string("type")? else {
             return Err(entry.wrong("type", "the name of a module"));
         };

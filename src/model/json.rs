@@ -114,6 +114,10 @@ impl Object {
         self.typed(key, "a string", Value::as_str)
     }
 
+    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.typed(key, "a list of strings", |v| v.as_array()?.iter().map(Value::as_str).collect())
+    }
+
     pub(super) fn object(&self, key: &str) -> Result<Option<Self>> {
         self.typed(key, "an object", |v| {
             v.as_object().map(|map| Self {

@@ -1,19 +1,70 @@
-//! Floats on cache lines.
-#![allow(unsafe_code, reason = "aligned allocation")]
+//! Floats on cache lines, in huge pages where the system has them.
+//!
+//! A pass over a model reads all its weights, tens of megabytes: in pages of 4 KiB, more of them than the processor keeps
+//! translations of. A product's weights alone are less than a huge page, so buffers lie side by side in regions.
+#![allow(unsafe_code, reason = "memory shared out by hand")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use memmap2::MmapMut;
+use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 const LINE: usize = 64;
+/// A huge page: 2 MiB on x86-64 and on arm64 with pages of 4 KiB.
+const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a region at least. Those that nobody touches take no memory.
+const REGION: usize = 32 << 20;
+
+/// Where buffers are being made. It lives as long as they do.
+static CURRENT: Mutex<Weak<Region>> = Mutex::new(Weak::new());
+
+/// Fresh pages from the system, given out from the front and never twice: they are zero.
+struct Region {
+    /// Owns the pages; nobody reads or writes through it.
+    _map: MmapMut,
+    /// The first huge page.
+    start: NonNull<u8>,
+    len: usize,
+    used: AtomicUsize,
+}
+
+// SAFETY: the pointer is an address for `take`, which gives no part of the pages to two buffers
+unsafe impl Send for Region {}
+// SAFETY: as above
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new(len: usize) -> Self {
+        let len = len.next_multiple_of(HUGE_PAGE);
+        let layout = Layout::from_size_align(len, HUGE_PAGE).expect("a region within the address space");
+        let Ok(mut map) = MmapMut::map_anon(len + HUGE_PAGE) else { handle_alloc_error(layout) };
+        #[cfg(target_os = "linux")]
+        // a system without huge pages refuses, and has its own pages
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let base = map.as_mut_ptr();
+        let start = base.wrapping_add(base.align_offset(HUGE_PAGE));
+        let start = NonNull::new(start).expect("a mapping is not at address 0");
+        Self { _map: map, start, len, used: AtomicUsize::new(0) }
+    }
+
+    /// The next `bytes`, if there are so many left.
+    fn take(&self, bytes: usize) -> Option<NonNull<u8>> {
+        let next = |used: usize| used.checked_add(bytes).filter(|&end| end <= self.len);
+        let at = self.used.fetch_update(Relaxed, Relaxed, next).ok()?;
+        // SAFETY: `at + bytes` is within the region
+        Some(unsafe { self.start.add(at) })
+    }
+}
 
 /// A fixed number of floats, aligned to a cache line. Pages that are never touched take no memory, and the others belong
 /// to the thread that touches them first.
 pub(super) struct Buffer {
-    /// What was allocated: up to a line in front of the floats.
-    base: NonNull<u8>,
     data: NonNull<f32>,
     len: usize,
+    /// None if there are no floats.
+    _region: Option<Arc<Region>>,
 }
 
 // SAFETY: a Buffer owns its floats, as Box<[f32]> does
@@ -22,33 +73,22 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// Of no more alignment than any allocation has: with more, zeros are written by hand and not had from the system's
-    /// fresh pages (a quarter of the time to load all-MiniLM, and workspaces that are resident though never used).
-    fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len * size_of::<f32>() + LINE, align_of::<f32>())
-            .expect("a buffer within the address space")
-    }
-
     pub(super) fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self { base: NonNull::dangling(), data: NonNull::dangling(), len };
+            return Self { data: NonNull::dangling(), len, _region: None };
         }
-        let layout = Self::layout(len);
-        // SAFETY: the layout is not of size 0
-        let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
-        // SAFETY: the next line's start is less than a line away, and there is a line more than the floats need
-        let data = unsafe { base.add(base.align_offset(LINE)) }.cast();
-        Self { base, data, len }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with this layout
-            unsafe { dealloc(self.base.as_ptr(), Self::layout(self.len)) }
-        }
+        let bytes = (len * size_of::<f32>()).next_multiple_of(LINE);
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let (region, data) = match current.upgrade().and_then(|r| r.take(bytes).map(|data| (r, data))) {
+            Some(found) => found,
+            None => {
+                let region = Arc::new(Region::new(bytes.max(REGION)));
+                *current = Arc::downgrade(&region);
+                let data = region.take(bytes).expect("the region was made for it");
+                (region, data)
+            }
+        };
+        Self { data: data.cast(), len, _region: Some(region) }
     }
 }
 
@@ -56,14 +96,34 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: `len` floats, zeroed at the start, ours
+        // SAFETY: `len` floats on lines of their own, zero at the start, ours
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: `len` floats, zeroed at the start, ours alone
+        // SAFETY: `len` floats on lines of their own, zero at the start, ours alone
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zero_aligned_and_apart() {
+        let sizes = [1, 15, 16, 17, 100_000, REGION / 4 - 8, REGION / 2, 3];
+        let mut buffers = sizes.map(Buffer::zeroed);
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert!(buffer.as_ptr().addr().is_multiple_of(LINE) && buffer.len() == sizes[i]);
+            assert!(buffer.iter().all(|&x| x == 0.0), "buffer {i} of {}", sizes[i]);
+            buffer.fill(i as f32 + 1.0);
+        }
+        for (i, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.iter().all(|&x| x == i as f32 + 1.0), "buffer {i} is another's too");
+        }
+        assert!(Buffer::zeroed(0).is_empty());
     }
 }
