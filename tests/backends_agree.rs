@@ -343,3 +343,22 @@ fn broken_weights_give_broken_vectors_and_not_plausible_ones() {
         }
     }
 }
+
+#[test]
+fn int8_refuses_layers_whose_sums_could_overflow() {
+    for isa in Isa::available() {
+        // one more than fit: 2³¹ − 1 over 255 · 127
+        let open = |intermediate: usize| {
+            let desc = desc(16, 1, intermediate, 1);
+            let weights = Weights::random(&desc, 1);
+            backend_in(Precision::Int8, Device::Cpu, &desc, &weights, 1, Some(isa)).map(drop)
+        };
+        match (open(66_311), open(66_312)) {
+            (Ok(()), Err(Error::InvalidOption { name: "precision", message })) => {
+                assert!(message.contains("66312") && message.contains("66311"), "{message}");
+            }
+            (Err(Error::InvalidOption { .. }), Err(_)) if isa != Isa::Avx2 => {} // has no int8
+            other => panic!("{isa}: {other:?}"),
+        }
+    }
+}

@@ -8,11 +8,11 @@
 
 use super::{Backend, BackendOptions, Capacity, Precision};
 use crate::batch::PackedBatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{ModelDesc, Weights};
 use crate::threads::Threads;
 use forward::Forward;
-use gemm::SharedMut;
+use gemm::{Narrow, SharedMut};
 use kernels::Kernels;
 use std::ops::Range;
 use team::Team;
@@ -96,9 +96,8 @@ impl CpuBackend {
     /// Packs the weights and makes the workspaces.
     ///
     /// # Errors
-    /// [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable) if the machine lacks the instruction set
-    /// asked for, [`Error::InvalidOption`](crate::Error::InvalidOption) if `BERTHIER_ISA` is none or the
-    /// precision is not the CPU's.
+    /// [`Error::DeviceUnavailable`] if the machine lacks the instruction set asked for, [`Error::InvalidOption`] if
+    /// `BERTHIER_ISA` is none, or the precision not the CPU's, or int8 and a layer so wide that its sums could overflow.
     pub fn new(desc: &ModelDesc, weights: &Weights, options: &BackendOptions) -> Result<Self> {
         let isa = Isa::choose(options.isa)?;
         let kernels = isa.kernels()?;
@@ -111,6 +110,12 @@ impl CpuBackend {
         let precision = options.precision.choose(&format!("{isa} on this CPU"), &precisions)?;
         let narrow = narrow.into_iter().find(|k| k.numbers.precision() == precision);
         let numbers = narrow.map(|k| k.numbers);
+        let deepest = desc.hidden_size.max(desc.intermediate_size);
+        if let Some(most) = numbers.and_then(Narrow::most_of_k).filter(|&most| deepest > most) {
+            let message =
+                format!("{precision}: sums over {deepest} numbers may overflow; up to {most} do not");
+            return Err(Error::InvalidOption { name: "precision", message });
+        }
         let threads = options.threads.clone();
         let longest = desc.longest_sequence();
 

@@ -61,6 +61,14 @@ impl Narrow {
         STEP_BYTES / 4 * self.group()
     }
 
+    /// The most of k whose sums are exact, where there is a limit.
+    pub(in super::super) fn most_of_k(self) -> Option<usize> {
+        match self {
+            Self::Bf16 => None,
+            Self::Int8 => Some(MOST_BYTES),
+        }
+    }
+
     /// Bytes of a rounded row.
     fn row_bytes(self, k: usize) -> usize {
         let steps = k.div_ceil(self.depth()) * STEP_BYTES;
