@@ -483,7 +483,10 @@ fn bench_measures_and_compares() {
     let first = |i: usize| start["series"][i]["samples"][0].as_f64().unwrap();
     assert!(first(0) > first(1) && first(1) > 0.0, "a process takes longer than its loading: {start}");
     let kernels = json("bench kernels --model model --rows 1,3 --samples 2 --json");
-    assert_eq!(kernels["points"].as_array().unwrap().len(), 2 * 4 + 4);
+    // products in narrow numbers have the kernel's name behind a comma; what there is of them is the machine's
+    let fp32 = names(&kernels).into_iter().filter(|name| !name.contains(','));
+    assert_eq!(fp32.count(), 2 * 4 + 4, "{kernels}");
+    assert_eq!(kernels["points"].as_array().unwrap().len(), names(&kernels).len());
     place.run("bench kernels --model model --device reference").fails("cpu");
 }
 
@@ -550,7 +553,7 @@ fn devices_and_precisions_are_as_asked_or_refused() {
         ("--device tpu", "one of auto, cpu, reference, cuda"),
         ("--device cuda:0,0", "a GPU is named twice"),
         ("--precision fp8", "one of auto, fp32, fp16, bf16, int8"),
-        ("--precision fp16", "option precision: fp16: the CPU computes in fp32"),
+        ("--precision fp16", "on this CPU computes in fp32"),
         (
             "--precision bf16 --device reference",
             "option precision: bf16: the reference backend computes in fp32",
