@@ -8,7 +8,6 @@ use memmap2::MmapMut;
 use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 const LINE: usize = 64;
@@ -17,20 +16,26 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Bytes of a region at least. Those that nobody touches take no memory.
 const REGION: usize = 32 << 20;
 
-/// Where buffers are being made. It lives as long as they do.
-static CURRENT: Mutex<Weak<Region>> = Mutex::new(Weak::new());
+/// Where buffers are being made.
+static CURRENT: Mutex<Current> = Mutex::new(Current { region: Weak::new(), used: 0 });
 
-/// Fresh pages from the system, given out from the front and never twice: they are zero.
+struct Current {
+    /// Lives as long as its buffers do.
+    region: Weak<Region>,
+    /// Bytes that have been given out, from the front and never twice: what a buffer gets is zero.
+    used: usize,
+}
+
+/// Fresh pages from the system.
 struct Region {
     /// Owns the pages; nobody reads or writes through it.
     _map: MmapMut,
     /// The first huge page.
     start: NonNull<u8>,
     len: usize,
-    used: AtomicUsize,
 }
 
-// SAFETY: the pointer is an address for `take`, which gives no part of the pages to two buffers
+// SAFETY: the pointer is an address that buffers count from, each to a part of its own
 unsafe impl Send for Region {}
 // SAFETY: as above
 unsafe impl Sync for Region {}
@@ -46,15 +51,7 @@ impl Region {
         let base = map.as_mut_ptr();
         let start = base.wrapping_add(base.align_offset(HUGE_PAGE));
         let start = NonNull::new(start).expect("a mapping is not at address 0");
-        Self { _map: map, start, len, used: AtomicUsize::new(0) }
-    }
-
-    /// The next `bytes`, if there are so many left.
-    fn take(&self, bytes: usize) -> Option<NonNull<u8>> {
-        let next = |used: usize| used.checked_add(bytes).filter(|&end| end <= self.len);
-        let at = self.used.fetch_update(Relaxed, Relaxed, next).ok()?;
-        // SAFETY: `at + bytes` is within the region
-        Some(unsafe { self.start.add(at) })
+        Self { _map: map, start, len }
     }
 }
 
@@ -77,17 +74,20 @@ impl Buffer {
         if len == 0 {
             return Self { data: NonNull::dangling(), len, _region: None };
         }
-        let bytes = (len * size_of::<f32>()).next_multiple_of(LINE);
+        let layout = Layout::array::<f32>(len).expect("a buffer within the address space");
+        let bytes = layout.size().next_multiple_of(LINE);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let (region, data) = match current.upgrade().and_then(|r| r.take(bytes).map(|data| (r, data))) {
-            Some(found) => found,
+        let region = match current.region.upgrade().filter(|region| region.len - current.used >= bytes) {
+            Some(region) => region,
             None => {
                 let region = Arc::new(Region::new(bytes.max(REGION)));
-                *current = Arc::downgrade(&region);
-                let data = region.take(bytes).expect("the region was made for it");
-                (region, data)
+                *current = Current { region: Arc::downgrade(&region), used: 0 };
+                region
             }
         };
+        // SAFETY: the region has `bytes` from there on
+        let data = unsafe { region.start.add(current.used) };
+        current.used += bytes;
         Self { data: data.cast(), len, _region: Some(region) }
     }
 }

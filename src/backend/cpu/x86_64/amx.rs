@@ -1,10 +1,10 @@
 //! Products in bf16 and int8 through AMX tiles (Sapphire Rapids and later), with the epilogues in AVX-512.
 //!
-//! C\[32, 32\] += A\[32, d of k\] · B\[d of k, 32\] a step, d = 32 in bf16 and 64 in int8: two tiles of A, two of B, four accumulators, which are
-//! all eight. A step is four loads of 1 KiB and four `tdpbf16ps` or `tdpbusd` of sixteen cycles each, so that the multiplier is
-//! the bound as long as A and B come from the level 2 cache. In bf16 each element is
-//! summed over k in order, two neighbours of k at a time, whatever the rows of the block; denormals count as zero (the
-//! instruction's own way). In int8 sums are exact.
+//! C\[32, 32\] += A\[32, d of k\] · B\[d of k, 32\] a step, d = 32 in bf16 and 64 in int8: two tiles of A, two of B, four
+//! accumulators, which are all eight. A step is four loads of 1 KiB and four `tdpbf16ps` or `tdpbusd` of sixteen cycles each,
+//! so that the multiplier is the bound as long as A and B come from the level 2 cache. In bf16 each element is summed over k
+//! in order, two neighbours of k at a time, whatever the rows of the block; denormals count as zero (the instruction's own
+//! way). In int8 sums are exact.
 //!
 //! The block that was computed last gets its bias, activation and residual row by row between the steps of the
 //! next: the tile unit works while the vector unit does.
