@@ -101,7 +101,14 @@ pub struct Choices {
     pub separate_layernorms: bool,
 }
 
-/// Whether layernorms are folded into the products that follow them. Not where layers share their weights: the first one's
+impl Choices {
+    /// Whether an encoder's layernorms are folded into the products around them.
+    pub fn folds(self, shape: &EncoderShape) -> bool {
+        shape.folds_layernorms && !self.separate_layernorms
+    }
+}
+
+/// Whether layernorms can be folded into the products that follow them. Not where layers share their weights: the first one's
 /// input has been normalised, the others' has not, and weights are folded for one or the other.
 pub(super) fn folds_layernorms(desc: &ModelDesc) -> bool {
     match (desc.norms, desc.layer_weights) {
@@ -185,7 +192,7 @@ pub fn network(
 ) -> Option<Network> {
     let (h, inner, layers) = (shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers);
     let total_tokens = batch * seqlen;
-    let folded = shape.folds_layernorms && !choices.separate_layernorms;
+    let folded = choices.folds(shape);
     let mut steps = Vec::new();
     // of a product, the kernel's name ends in " / " and the number of parts
     let mut push = |role, kernel: String, of_layer, estimate| {

@@ -220,7 +220,7 @@ fn network_json(shape: &EncoderShape, network: &Network, choices: Choices, gpu: 
         .collect();
     json!({
         "shape": shape.name, "batch": network.batch, "seqlen": network.seqlen,
-        "total_tokens": network.total_tokens(), "folded_layernorms": shape.folds_layernorms && !choices.separate_layernorms,
+        "total_tokens": network.total_tokens(), "folded_layernorms": choices.folds(shape),
         "batch_invariant": choices.batch_invariant, "kernels": kernels, "layer_us": network.layer_us(),
         "us": network.us(), "launches": network.launches(), "tokens_per_s": network.tokens_per_s(),
         "flops": network.flops, "share_of_ceiling": network.share_of_ceiling(gpu),

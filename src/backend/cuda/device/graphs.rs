@@ -96,9 +96,9 @@ impl<G> Recorded<G> {
         if let Some(i) = self.shapes.iter().position(|entry| entry.shape == shape) {
             let entry = &mut self.shapes[i];
             entry.used = self.uses;
-            return match entry.graph.is_some() {
-                true => Step::Replay(entry.graph.as_ref().expect("it was looked for")),
-                false => Step::Record(&mut entry.graph),
+            return match &mut entry.graph {
+                Some(graph) => Step::Replay(graph),
+                place => Step::Record(place),
             };
         }
         if self.shapes.len() == MOST_GRAPHS {
