@@ -77,8 +77,8 @@ pub(crate) struct ModelArgs {
     /// Numbers that the device computes in: auto, fp32, fp16, bf16 or int8 [auto: fp32 on the CPU, fp16 on a GPU]
     ///
     /// On the CPU, bf16 needs AMX and int8 AMX, VNNI or AVX2; only the layers' products are in them, attention and norms stay
-    /// fp32. int8 is fastest and changes the vectors most (mean cosine 0.9987 to those of fp32 with all-MiniLM). On a GPU, auto takes bf16 where the model's
-    /// numbers do not fit fp16. A precision that the device does not have is an error.
+    /// fp32. int8 is fastest and changes the vectors most (mean cosine 0.9987 to those of fp32 with all-MiniLM). On a GPU,
+    /// auto takes bf16 where the model's numbers do not fit fp16. A precision that the device does not have is an error.
     #[arg(long, env = "BERTHIER_PRECISION", help_heading = MODEL, default_value_t)]
     pub(crate) precision: Precision,
     /// A text's vector never depends on the texts beside it, to the bit, also on a GPU, where that costs speed

@@ -1,7 +1,7 @@
 //! `berthier info`: the model, the device and the memory that they take.
 
 use super::args::InfoArgs;
-use super::bench::machine::memory_bytes;
+use super::machine::memory_bytes;
 use super::report::{Failure, Report, grouped, print};
 use super::{Outcome, resolve};
 use berthier::backend::cpu::Isa;

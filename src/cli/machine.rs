@@ -1,4 +1,4 @@
-//! What a measurement ran on, and the CPU time that it took.
+//! The machine that the command runs on, and what it has taken of it: CPU time and memory.
 
 use std::fs;
 

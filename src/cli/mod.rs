@@ -13,6 +13,7 @@ mod fetch;
 mod info;
 mod input;
 mod journal;
+mod machine;
 mod npy;
 mod output;
 mod provenance;

@@ -1,8 +1,8 @@
 //! The time of single calls, at given numbers of tokens and texts: from text, and from token ids.
 
+use super::super::machine::{cpu_seconds, largest_cache_bytes};
 use super::args::LatencyArgs;
 use super::chart;
-use super::machine::{cpu_seconds, largest_cache_bytes};
 use super::stats::{Series, percentile, sorted};
 use super::texts::{Words, ids_of, read_lines};
 use super::{BenchError, Report};

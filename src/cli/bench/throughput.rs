@@ -1,8 +1,8 @@
 //! Texts per second: all texts in one call, from text or token ids to vectors, round after round.
 
+use super::super::machine::cpu_seconds;
 use super::args::ThroughputArgs;
 use super::chart::{Chart, Line, Scale};
-use super::machine::cpu_seconds;
 use super::stats::{Series, median, sorted};
 use super::texts::{Words, ids_of, read_lines};
 use super::{BenchError, Report};
