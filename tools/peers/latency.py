@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import SETTLE_SECONDS, Berthier, Peer, about, common_arguments, parsed, read_texts, spread
+from run import SETTLE_SECONDS, about, common_arguments, engine_of, in_turn, parsed, read_texts, spread
 
 # texts of each length: their calls take turns, so that no branch or cache knows one by heart
 TEXTS = 20
@@ -45,10 +45,6 @@ def percentile(values, share):
     if len(values) * (1 - share) < 1 - 1e-9:
         return None
     return values[min(int(len(values) * share), len(values) - 1)]
-
-
-def engine_of(name, args, texts):
-    return Berthier(args, texts) if name == "berthier" else Peer(name, args, texts)
 
 
 def first_call(name, args, texts):
@@ -94,7 +90,7 @@ def main():
             for path, batch in questions.values():
                 engine.calls(path, batch, 5)
         for turn in range(args.rounds):
-            for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
+            for engine in in_turn(engines, turn):
                 for name, (path, batch) in questions.items():
                     time.sleep(SETTLE_SECONDS)
                     rounds.setdefault(name, {}).setdefault(engine.name, []).append(engine.calls(path, batch, args.samples))
@@ -105,7 +101,7 @@ def main():
         starts = {name: [] for name in args.engines}
         if args.cold_start:
             for turn in range(args.rounds):
-                for name in args.engines[turn % len(engines) :] + args.engines[: turn % len(engines)]:
+                for name in in_turn(args.engines, turn):
                     starts[name].append(first_call(name, args, first))
 
     run = about(args)

@@ -137,6 +137,16 @@ class Berthier:
         pass
 
 
+def engine_of(name, args, texts):
+    return Berthier(args, texts) if name == "berthier" else Peer(name, args, texts)
+
+
+def in_turn(engines, turn):
+    """Who goes first changes from round to round."""
+    first = turn % len(engines)
+    return engines[first:] + engines[:first]
+
+
 def read_texts(files, limit):
     """Non-blank lines of the files, evenly spread over them if there are more than `limit`."""
     lines = [line.strip() for file in files for line in Path(file).read_text("utf-8").split("\n")]
@@ -273,14 +283,13 @@ def main():
         engines, results, vectors = [], {}, {}
         for name in args.engines:
             print(f"{name}: load and tune", file=sys.stderr)
-            engine = Berthier(args, texts) if name == "berthier" else Peer(name, args, texts)
+            engine = engine_of(name, args, texts)
             results[name] = engine.prepare() | {"rounds": []}
             vectors[name] = engine.vectors(scratch / f"{name}.npy")
             engines.append(engine)
 
         for turn in range(args.rounds):
-            # who goes first changes from round to round
-            for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
+            for engine in in_turn(engines, turn):
                 time.sleep(SETTLE_SECONDS)
                 done = engine.round()
                 results[engine.name]["rounds"].append(done)

@@ -42,6 +42,16 @@ class Tokens:
             rows = order[start : start + batch_size]
             yield rows, [ids[i] for i in rows]
 
+    def gather(self, texts, batch_size, compute):
+        """`compute` of each batch's ids, [batch, dim], in the texts' order."""
+        out = None
+        for rows, ids in self.batches(texts, batch_size):
+            vectors = compute(ids)
+            if out is None:
+                out = np.empty((len(texts), vectors.shape[1]), np.float32)
+            out[rows] = vectors
+        return out
+
     def count(self, texts):
         return sum(len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast(texts))
 
@@ -167,14 +177,12 @@ class OnnxRuntime:
 
     def embed(self, texts, setting):
         session, batch_size = self.sessions[setting[0]], setting[1]
-        out = None
-        for rows, ids in self.tokens.batches(texts, batch_size):
+
+        def compute(ids):
             ids, mask = padded(ids)
-            (vectors,) = session.run(["vectors"], {"input_ids": ids, "attention_mask": mask})
-            if out is None:
-                out = np.empty((len(texts), vectors.shape[1]), np.float32)
-            out[rows] = vectors
-        return out
+            return session.run(["vectors"], {"input_ids": ids, "attention_mask": mask})[0]
+
+        return self.tokens.gather(texts, batch_size, compute)
 
 
 class OpenVino:
@@ -195,14 +203,11 @@ class OpenVino:
         self.settings = [("f32", size) for size in BATCH_SIZES]
 
     def embed(self, texts, setting):
-        out = None
-        for rows, ids in self.tokens.batches(texts, setting[1]):
+        def compute(ids):
             ids, mask = padded(ids)
-            vectors = self.request.infer({"input_ids": ids, "attention_mask": mask})[0]
-            if out is None:
-                out = np.empty((len(texts), vectors.shape[1]), np.float32)
-            out[rows] = vectors
-        return out
+            return self.request.infer({"input_ids": ids, "attention_mask": mask})[0]
+
+        return self.tokens.gather(texts, setting[1], compute)
 
 
 class CTranslate2:
@@ -215,7 +220,6 @@ class CTranslate2:
         self.version = ctranslate2.__version__
         self.tokens = Tokens(model)
         path = converted(cache, model, f"ctranslate2-{self.version}", lambda path: self.convert(model, path))
-        self.view = ctranslate2.StorageView
         self.encoder = ctranslate2.Encoder(
             str(path), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
         )
@@ -228,16 +232,13 @@ class CTranslate2:
         ctranslate2.converters.TransformersConverter(str(model)).convert(str(path))
 
     def embed(self, texts, setting):
-        out = None
-        for rows, ids in self.tokens.batches(texts, setting[1]):
+        def compute(ids):
             _, mask = padded(ids)
             hidden = np.asarray(self.encoder.forward_batch(ids).last_hidden_state)
             vectors = np.einsum("btd,bt->bd", hidden, mask.astype(np.float32)) / mask.sum(1, keepdims=True)
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            if out is None:
-                out = np.empty((len(texts), vectors.shape[1]), np.float32)
-            out[rows] = vectors
-        return out
+            return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+        return self.tokens.gather(texts, setting[1], compute)
 
 
 class SentenceTransformers:
