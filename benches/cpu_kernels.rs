@@ -7,7 +7,7 @@ use berthier::backend::cpu::Isa;
 use berthier::backend::cpu::bench::{Gemm, NarrowGemm, Row, fma_peak, pool, row};
 use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
-use berthier::model::{Activation, Family, ModelDesc, Pooling, Weights};
+use berthier::model::{Activation, Dtype, Family, ModelDesc, Pooling, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -30,12 +30,13 @@ fn gemms(c: &mut Criterion) {
             (1536, 384, Some(Activation::Gelu), false),
             (384, 1536, None, true),
         ] {
-            for m in [16, 128] {
-                let mut gemm = Gemm::new(isa, m, n, k);
-                group.throughput(Throughput::Elements(gemm.flops() as u64));
-                group.bench_function(BenchmarkId::new(isa.to_string(), format!("{m}x{n}x{k}")), |b| {
-                    b.iter(|| gemm.run(activation, residual));
-                });
+            for m in [1, 4, 8, 16, 128] {
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                    let mut gemm = Gemm::new(isa, m, n, k, dtype, 1);
+                    group.throughput(Throughput::Elements(gemm.flops() as u64));
+                    let id = BenchmarkId::new(format!("{isa} {dtype:?}"), format!("{m}x{n}x{k}"));
+                    group.bench_function(id, |b| b.iter(|| gemm.run(activation, residual)));
+                }
                 for mut gemm in NarrowGemm::all(isa, m, n, k) {
                     let id = BenchmarkId::new(format!("{isa} {}", gemm.name()), format!("{m}x{n}x{k}"));
                     group.bench_function(id, |b| b.iter(|| gemm.run(activation, residual)));

@@ -483,7 +483,7 @@ fn bench_measures_and_compares() {
     let first = |i: usize| start["series"][i]["samples"][0].as_f64().unwrap();
     assert!(first(0) > first(1) && first(1) > 0.0, "a process takes longer than its loading: {start}");
     let kernels = json("bench kernels --model model --rows 1,3 --samples 2 --json");
-    // products in narrow numbers have the kernel's name behind a comma; what there is of them is the machine's
+    // products in narrow numbers, and those with weights from memory, say so behind a comma; what there is of them is the machine's
     let fp32 = names(&kernels).into_iter().filter(|name| !name.contains(','));
     assert_eq!(fp32.count(), 2 * 4 + 4, "{kernels}");
     assert_eq!(kernels["points"].as_array().unwrap().len(), names(&kernels).len());

@@ -84,6 +84,18 @@ impl Tensor {
         }
     }
 
+    /// Its elements in another type, rounded to nearest, in memory of their own.
+    pub(crate) fn rounded(&self, dtype: Dtype) -> Self {
+        let values = self.to_f32();
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        };
+        let range = 0..bytes.len();
+        Self { dtype, bytes: Arc::new(Bytes::Owned(bytes)), range, ..self.clone() }
+    }
+
     /// The rows `rows` of a matrix, or the elements of a vector, as a tensor of their own.
     ///
     /// # Panics

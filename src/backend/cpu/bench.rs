@@ -8,17 +8,18 @@ use super::gemm::{Linear, Matrix, NarrowKernels, NarrowLinear, gemm, narrow_gemm
 use super::kernels::Kernels;
 use super::team::Team;
 use super::workspace::row_stride;
-use crate::model::{self, Activation, Pooling, Tensor};
+use crate::model::{self, Activation, Dtype, Pooling, Tensor};
 
-/// A product `[m, k] · [k, n]` with packed weights.
+/// A product `[m, k] · [k, n]` with packed weights, of one layer or of several in turn.
 pub struct Gemm {
     kernels: &'static Kernels,
-    w: Linear,
+    w: Vec<Linear>,
     a: Vec<f32>,
     c: Vec<f32>,
     m: usize,
     n: usize,
     k: usize,
+    next: usize,
 }
 
 /// A layer whose weights are some numbers or other.
@@ -78,20 +79,49 @@ impl NarrowGemm {
 }
 
 impl Gemm {
-    pub fn new(isa: Isa, m: usize, n: usize, k: usize) -> Self {
+    /// Of `layers` layers in turn: with so many that no cache holds them, their weights come from memory each time.
+    ///
+    /// Their checkpoint's type is `dtype`.
+    pub fn new(isa: Isa, m: usize, n: usize, k: usize, dtype: Dtype, layers: usize) -> Self {
         let kernels = isa.kernels().expect("one of Isa::available");
-        let w = Linear::pack(&[(&linear(n, k), 1.0)], kernels.nr, Team::One);
-        Self { kernels, w, a: vec![0.5; m * row_stride(k)], c: vec![0.0; m * row_stride(n)], m, n, k }
+        let mut linear = linear(n, k);
+        linear.weight = linear.weight.rounded(dtype);
+        let w = (0..layers).map(|_| Linear::pack(&[(&linear, 1.0)], kernels, Team::One)).collect();
+        let (a, c) = (vec![0.5; m * row_stride(k)], vec![0.0; m * row_stride(n)]);
+        Self { kernels, w, a, c, m, n, k, next: 0 }
     }
 
     pub fn flops(&self) -> f64 {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
+    /// Of one layer's weights, which one call reads.
+    pub fn weight_bytes(&self) -> f64 {
+        self.w[0].bytes() as f64
+    }
+
     pub fn run(&mut self, activation: Option<Activation>, residual: bool) {
         let a = Matrix::new(&self.a, self.m, self.k, row_stride(self.k));
-        let stride = row_stride(self.n);
-        gemm(self.kernels, Team::One, a, &self.w, activation, residual, &mut self.c, stride);
+        let (w, stride) = (&self.w[self.next], row_stride(self.n));
+        gemm(self.kernels, Team::One, a, w, activation, residual, &mut self.c, stride);
+        self.next = (self.next + 1) % self.w.len();
+    }
+
+    /// Reads a layer's weights and does nothing with them but what makes the compiler read them: what a product of few
+    /// rows could reach at most.
+    pub fn read(&mut self) {
+        let data = self.w[self.next].panels().data;
+        // from four places at a time, as one alone gives less
+        let quarter = data.len() / 4;
+        let mut sums = [[0u32; 16]; 4];
+        for at in (0..quarter / 16 * 16).step_by(16) {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let line = &data[i * quarter + at..][..16];
+                sums.iter_mut().zip(line).for_each(|(sum, x)| *sum ^= x.to_bits());
+            }
+        }
+        std::hint::black_box(sums);
+        self.next = (self.next + 1) % self.w.len();
     }
 }
 

@@ -336,8 +336,8 @@ impl Forward<'_> {
                 packed = seen.clone();
             }
             let n = seen.len();
-            let keys = Panels { data: &scratch.keys, n: n.next_multiple_of(nr), k: d, nr };
-            let values = Panels { data: &scratch.values, n: d, k: n, nr };
+            let keys = Panels::of_f32(&scratch.keys, n.next_multiple_of(nr), d, nr);
+            let values = Panels::of_f32(&scratch.values, d, n, nr);
             let (panels, stride) = (keys.n / nr, row_stride(keys.n));
 
             let q = queries.part(first, rows, 0, d);

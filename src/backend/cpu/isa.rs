@@ -16,7 +16,7 @@ const ENVIRONMENT: &str = "BERTHIER_ISA";
 pub enum Isa {
     /// Plain Rust that the compiler vectorises for the target's baseline.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -101,7 +101,9 @@ impl Isa {
             Self::Portable => Some(&portable::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
-                let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+                let has = is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c");
                 has.then_some(&super::x86_64::avx2::KERNELS)
             }
             #[cfg(target_arch = "x86_64")]

@@ -5,8 +5,8 @@
 //! through [`Isa::kernels`](super::Isa::kernels), which gives out those that this machine can run.
 #![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
 
-use super::gemm::{Matrix, Panels, SharedMut, Tile};
-use super::generic::{LINE_FLOATS, LINES_A_TURN};
+use super::gemm::{Matrix, Panels, SharedMut, Storage, Tile};
+use super::generic::{LINE_BYTES, turn_lines};
 use crate::model::{Activation, Pooling};
 use std::ops::Range;
 
@@ -25,13 +25,29 @@ pub(super) enum Epilogue<'a> {
     RowScale(&'a [f32]),
 }
 
+/// With so many rows or fewer the next panel's weights are not fetched while one is computed.
+const ROWS_BEFORE_NEXT: usize = 14;
+
+/// A tile of a product. Its contract: the pointers hold what `generic::gemm_tile` says, and nobody else touches `c`.
+type GemmTile = unsafe fn(&Tile);
+
+/// The tiles of weights in one storage.
+pub(super) struct GemmTiles {
+    /// Over one panel, by rows − 1.
+    pub(super) one: &'static [GemmTile],
+    /// Over so many panels side by side, by rows − 1. One or two rows have too few chains of multiply-adds in one panel,
+    /// and memory gives more where it is read in several places: one row took 14 GB/s from one panel at a time, 25 from
+    /// four (Zen 3).
+    pub(super) several: &'static [(usize, GemmTile)],
+}
+
 /// The kernels of one instruction set.
 pub(super) struct Kernels {
     pub(super) name: &'static str,
     /// Columns of a panel of weights.
     pub(super) nr: usize,
-    /// By rows − 1.
-    pub(super) gemm_tiles: &'static [unsafe fn(&Tile)],
+    /// By [`Storage`]; what is not there is not read.
+    pub(super) gemm_tiles: &'static [GemmTiles],
     pub(super) embed_layernorm: unsafe fn(&mut [f32], &[f32], &[f32], &[f32], &[f32], f32),
     pub(super) layernorm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub(super) softmax: unsafe fn(&mut [f32], usize) -> f32,
@@ -54,9 +70,22 @@ impl std::fmt::Debug for Kernels {
 /// Every kernel's contract is that the machine has the table's features and that the lengths agree; the
 /// first is what having a table means, the second is asserted by the method that says so.
 impl Kernels {
-    /// The most rows of a tile.
+    /// The most rows of a tile, with weights in f32.
     pub(super) fn mr(&self) -> usize {
-        self.gemm_tiles.len()
+        self.gemm_tiles[Storage::F32 as usize].one.len()
+    }
+
+    /// Whether weights can be stored so.
+    pub(super) fn reads(&self, storage: Storage) -> bool {
+        self.gemm_tiles.len() > storage as usize
+    }
+
+    /// How many panels are computed side by side for so many rows.
+    pub(super) fn panels_at_once(&self, rows: usize) -> usize {
+        self.gemm_tiles[Storage::F32 as usize]
+            .several
+            .get(rows.wrapping_sub(1))
+            .map_or(1, |&(panels, _)| panels)
     }
 
     /// out\[rows, panels\] = epilogue(a\[rows\] · w\[panels\]) for a block of rows and of panels.
@@ -78,10 +107,12 @@ impl Kernels {
         if rows.is_empty() || panels.is_empty() {
             return;
         }
-        let (mr, nr, k) = (self.mr(), self.nr, w.k);
+        let tiles = &self.gemm_tiles[w.storage as usize];
+        let (mr, nr, k) = (tiles.one.len(), self.nr, w.k);
+        let panel_bytes = k * nr * w.storage.bytes();
         let columns = panels.start * nr..w.n.min(panels.end * nr);
         assert!(a.columns >= k && rows.end <= a.rows, "the rows of the left matrix");
-        assert!(panels.end * nr < w.n + nr && panels.end * nr * k <= w.data.len(), "the panels");
+        assert!(panels.end * nr < w.n + nr && panels.end * panel_bytes <= 4 * w.data.len(), "the panels");
         assert_eq!(w.nr, nr, "panels packed for these kernels");
         assert!(rows.end <= out.rows() && columns.end <= out.columns(), "room for the product");
         let (mut bias, mut scale, mut residual, mut activation): (&[f32], &[f32], _, _) =
@@ -93,13 +124,24 @@ impl Kernels {
             Epilogue::BiasResidual(b) => (bias, residual) = (b, true),
             Epilogue::RowScale(s) => scale = s,
         }
+        assert!(w.factors.is_empty() || w.factors.len() >= panels.end * nr, "a factor for each column");
         assert!(bias.is_empty() || bias.len() >= panels.end * nr, "a bias for each column of the panels");
         assert!(scale.is_empty() || scale.len() >= rows.end, "a scale for each row");
 
         let blocks = rows.len().div_ceil(mr);
-        for panel in panels.clone() {
+        // While one panel is computed the next comes from the level 3 cache or from memory, a line of each turn for each
+        // block of rows: without, its first block waits for it. Few rows are done with a panel before such a line is
+        // there, and read on from where they are: four took a third less time without these lines.
+        let lines = turn_lines(nr * w.storage.bytes());
+        let soon = rows.len() <= ROWS_BEFORE_NEXT;
+        let ahead = |block: usize| if soon { 0 } else { panel_bytes + block % lines * LINE_BYTES };
+        let few = tiles.several.get(rows.len() - 1);
+        let mut panel = panels.start;
+        while panel < panels.end {
             let column = panel * nr;
-            let b = &w.data[panel * nr * k..(panel + 1) * nr * k];
+            let b = w.data.as_ptr().cast::<u8>().wrapping_add(panel * panel_bytes);
+            let several = few.filter(|&&(count, _)| column + count * nr <= columns.end);
+            let count = several.map_or(1, |&(count, _)| count);
             // blocks of even height: a last block of one row would wait for its own few chains
             let mut row = rows.start;
             for block in 0..blocks {
@@ -108,23 +150,25 @@ impl Kernels {
                     k,
                     a: a.row(row).as_ptr(),
                     a_stride: a.stride,
-                    b: b.as_ptr(),
-                    // the next panel comes from the level 3 cache or from memory while this one is computed, a
-                    // line of each turn for each block of rows: without, its first block waits for it
-                    ahead: k * nr + block % LINES_A_TURN * LINE_FLOATS,
+                    b,
+                    b_stride: panel_bytes,
+                    ahead: ahead(block),
+                    factors: from(w.factors, column),
                     bias: from(bias, column),
                     scale: from(scale, row),
                     activation,
                     residual,
                     c: out.at(row, column),
                     c_stride: out.stride(),
-                    columns: nr.min(columns.end - column),
+                    columns: (count * nr).min(columns.end - column),
                 };
-                // SAFETY: `height` rows of `a` and `out` from `row`, `k · nr` weights and the epilogue's
-                // floats are there (asserted above); the caller keeps others off this part of `out`
-                unsafe { self.gemm_tiles[height - 1](&tile) };
+                let run = several.map_or(tiles.one[height - 1], |&(_, run)| run);
+                // SAFETY: `height` rows of `a` and `out` from `row`, `k · nr` weights of each panel and the
+                // epilogue's floats are there (asserted above); the caller keeps others off this part of `out`
+                unsafe { run(&tile) };
                 row += height;
             }
+            panel += count;
         }
     }
 
@@ -230,19 +274,19 @@ fn from(x: &[f32], first: usize) -> *const f32 {
 }
 
 /// Compiles the generic kernels for one token type and puts them in a table, `KERNELS`.
-/// Arguments: the token, the name, the heights of the tiles, vectors of a panel's row (always 2), and the
-/// attribute that turns the features on.
+/// Arguments: the token, the name, how weights can be stored with the heights of the tiles for each, and the attribute
+/// that turns the features on.
 macro_rules! instantiate {
-    ($token:ident, $name:literal, [$($mr:literal)*], $nv:literal, $(#[$attr:meta])*) => {
+    ($token:ident, $name:literal, [$($storage:ident $heights:tt)*], $(#[$attr:meta])*) => {
         mod compiled {
             #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
             use super::$token;
             use $crate::backend::cpu::{generic, gemm::Tile};
             use $crate::model::{Activation, Pooling};
             $(#[$attr])*
-            pub(super) unsafe fn gemm_tile<const MR: usize>(tile: &Tile) {
+            pub(super) unsafe fn gemm_tile<S: generic::Stored<$token>, const MR: usize, const NP: usize>(tile: &Tile) {
                 // SAFETY: the same contract
-                unsafe { generic::gemm_tile::<_, MR, $nv>($token::new(), tile) }
+                unsafe { generic::gemm_tile::<_, S, MR, NP>($token::new(), tile) }
             }
             $(#[$attr])*
             pub(super) fn embed_layernorm(
@@ -295,8 +339,8 @@ macro_rules! instantiate {
         /// The kernels of this instruction set.
         pub(in $crate::backend::cpu) static KERNELS: Kernels = Kernels {
             name: $name,
-            nr: $nv * <$token as Vector>::LANES,
-            gemm_tiles: &[$(compiled::gemm_tile::<$mr>),*],
+            nr: 2 * <$token as Vector>::LANES,
+            gemm_tiles: &[$($crate::backend::cpu::kernels::gemm_tiles!($storage $heights)),*],
             embed_layernorm: compiled::embed_layernorm,
             layernorm: compiled::layernorm,
             softmax: compiled::softmax,
@@ -312,3 +356,15 @@ macro_rules! instantiate {
     };
 }
 pub(super) use instantiate;
+
+/// The tiles of one storage, of the heights `$mr`.
+macro_rules! gemm_tiles {
+    ($storage:ident [$($mr:literal)*]) => {{
+        use $crate::backend::cpu::generic::$storage;
+        $crate::backend::cpu::kernels::GemmTiles {
+            one: &[$(compiled::gemm_tile::<$storage, $mr, 1>),*],
+            several: &[(4, compiled::gemm_tile::<$storage, 1, 4>), (2, compiled::gemm_tile::<$storage, 2, 2>)],
+        }
+    }};
+}
+pub(super) use gemm_tiles;

@@ -131,7 +131,7 @@ impl CpuBackend {
             isa,
             precision,
             kernels,
-            weights: Packed::new(desc, weights, kernels.nr, narrow, Team::All(&threads)),
+            weights: Packed::new(desc, weights, kernels, narrow, Team::All(&threads)),
             max_tokens: options.host_batch_tokens(desc),
             tile_tokens,
             narrow: Pool::new((0..threads.count()).map(each).collect()),

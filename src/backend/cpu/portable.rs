@@ -29,6 +29,7 @@ impl Vector for Portable {
     type F = [f32; 4];
     const LANES: usize = 4;
     const TABLE: usize = 8;
+    const PREFETCH_BYTES: usize = 0;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -139,5 +140,6 @@ impl Vector for Portable {
     }
 }
 
-// 4 × 8: eight accumulators of the sixteen registers that SSE2 has, two of weights, one of activations
-instantiate!(Portable, "portable", [1 2 3 4], 2,);
+// 4 × 8: eight accumulators of the sixteen registers that SSE2 has, two of weights, one of activations. Weights are in f32:
+// the baseline has no instruction that reads f16.
+instantiate!(Portable, "portable", [F32 [1 2 3 4]],);

@@ -5,13 +5,15 @@ use super::super::reference;
 use super::buffer::Buffer;
 use super::gemm::{
     BLOCK, Linear, Matrix, Narrow, NarrowKernels, NarrowLinear, PANEL, ROW_SCALE_BYTES, STEP_BYTES,
-    SharedMut, narrow_gemm, pack_keys, pack_values,
+    SharedMut, Storage, narrow_gemm, pack_keys, pack_values,
 };
 use super::kernels::{Epilogue, Kernels};
 use super::team::Team;
 use super::workspace::row_stride;
-use super::{Isa, Plan, tile_tokens};
-use crate::model::{self, Activation, Pooling, Tensor};
+use super::{CpuBackend, Isa, Plan, tile_tokens};
+use crate::backend::{Backend, BackendOptions};
+use crate::batch::PackedBatch;
+use crate::model::{self, Activation, Dtype, Pooling, Tensor};
 use crate::threads::Threads;
 use std::num::NonZeroUsize;
 
@@ -201,7 +203,7 @@ fn chain_bound(a: &[f32], w: &[f32]) -> f64 {
 fn check_gemm(isa: Isa, kernels: &Kernels, m: usize, n: usize, k: usize, threads: &Threads) {
     let l = linear(n, k, 5);
     let (weight, bias) = (l.weight.to_f32(), l.bias.as_ref().unwrap().to_f32());
-    let packed = Linear::pack(&[(&l, 1.0)], kernels.nr, Team::One);
+    let packed = Linear::pack(&[(&l, 1.0)], kernels, Team::One);
     let (a_stride, c_stride) = (row_stride(k), row_stride(n));
     let mut a = vec![f32::NAN; m * a_stride];
     for (row, values) in a.chunks_exact_mut(a_stride).zip(random(m * k, 9).chunks_exact(k)) {
@@ -565,7 +567,7 @@ fn narrow_gemm_of_parts_is_scaled_before_it_is_rounded() {
 #[test]
 fn gemm_at_zero_rows_does_nothing() {
     each_isa(|_, kernels| {
-        let packed = Linear::pack(&[(&linear(5, 4, 1), 1.0)], kernels.nr, Team::One);
+        let packed = Linear::pack(&[(&linear(5, 4, 1), 1.0)], kernels, Team::One);
         let a = Matrix::new(&[], 0, 4, 16);
         super::gemm::gemm(kernels, Team::One, a, &packed, None, false, Guarded::nan(0).get(), 16);
     });
@@ -575,7 +577,7 @@ fn gemm_at_zero_rows_does_nothing() {
 fn gemm_rows_do_not_depend_on_their_neighbours() {
     each_isa(|isa, kernels| {
         for (n, k) in [(2 * kernels.nr + 3, 37), (kernels.nr, 384)] {
-            let packed = Linear::pack(&[(&linear(n, k, 2), 1.0)], kernels.nr, Team::One);
+            let packed = Linear::pack(&[(&linear(n, k, 2), 1.0)], kernels, Team::One);
             let row = random(k, 21);
             let f = Some(Activation::Gelu);
             let mut want: Option<Vec<u32>> = None;
@@ -600,8 +602,7 @@ fn gemm_of_parts_is_fused_and_scaled() {
     each_isa(|isa, kernels| {
         let (h, k) = (19, 8);
         let parts = [linear(h, k, 1), linear(h, k, 3), linear(h, k, 5)];
-        let fused =
-            Linear::pack(&[(&parts[0], 0.5), (&parts[1], 1.0), (&parts[2], 1.0)], kernels.nr, Team::One);
+        let fused = Linear::pack(&[(&parts[0], 0.5), (&parts[1], 1.0), (&parts[2], 1.0)], kernels, Team::One);
         let x = random(k, 8);
         let run = |l: &Linear, n: usize| {
             let mut out = vec![f32::NAN; n];
@@ -610,12 +611,129 @@ fn gemm_of_parts_is_fused_and_scaled() {
         };
         let got = run(&fused, 3 * h);
         for (p, part) in parts.iter().enumerate() {
-            let want = run(&Linear::pack(&[(part, 1.0)], kernels.nr, Team::One), h);
+            let want = run(&Linear::pack(&[(part, 1.0)], kernels, Team::One), h);
             // a half is exact
             let want: Vec<f32> = want.iter().map(|v| if p == 0 { v * 0.5 } else { *v }).collect();
             assert_eq!(got[p * h..][..h], want, "{isa}: part {p}");
         }
     });
+}
+
+/// The same numbers, stored in f32.
+fn widened(linear: &model::Linear) -> model::Linear {
+    model::Linear { weight: linear.weight.rounded(Dtype::F32), bias: linear.bias.clone() }
+}
+
+#[test]
+fn gemm_of_weights_in_16_bits_has_the_bits_of_f32() {
+    let threads = Threads::new(NonZeroUsize::new(3)).unwrap();
+    each_isa(|isa, kernels| {
+        for (dtype, storage) in [(Dtype::F16, Storage::F16), (Dtype::Bf16, Storage::Bf16)] {
+            for n in [1, kernels.nr - 1, 2 * kernels.nr, 9 * kernels.nr, 9 * kernels.nr + 5] {
+                for k in [1, 4, 7, 37] {
+                    let mut values = random(n * k, 5);
+                    // subnormal and the greatest in f16; both are exact in f32
+                    values.iter_mut().zip([6e-8, -3e-5, 65504.0, 0.0]).for_each(|(v, edge)| *v = edge);
+                    let mut l = linear(n, k, 5);
+                    l.weight = Tensor::from_f32("weight", &[n, k], &values).rounded(dtype);
+                    let narrow = Linear::pack(&[(&l, 0.3)], kernels, Team::One);
+                    let wide = Linear::pack(&[(&widened(&l), 0.3)], kernels, Team::One);
+                    let reads = kernels.reads(storage);
+                    assert_eq!(narrow.panels().storage, if reads { storage } else { Storage::F32 }, "{isa}");
+                    assert_eq!(wide.panels().storage, Storage::F32, "{isa}");
+                    for m in (1..=kernels.mr() + 2).chain([3 * kernels.mr()]) {
+                        let (a, old) = (random(m * k, 9), random(m * n, 11));
+                        let a = Matrix::new(&a, m, k, k);
+                        for (f, residual) in [(None, true), (Some(Activation::Gelu), false)] {
+                            let run = |w: &Linear, team: Team<'_>| {
+                                let mut c = if residual { Guarded::new(&old) } else { Guarded::nan(m * n) };
+                                super::gemm::gemm(kernels, team, a, w, f, residual, c.get(), n);
+                                bits(c.get())
+                            };
+                            let want = run(&wide, Team::One);
+                            for team in [Team::One, Team::All(&threads)] {
+                                assert_eq!(run(&narrow, team), want, "{isa} {dtype:?} {m}x{n}x{k} {f:?}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn gemm_of_parts_of_different_types_is_in_f32() {
+    each_isa(|isa, kernels| {
+        let wide = linear(5, 8, 3);
+        let of = |dtype| model::Linear { weight: wide.weight.rounded(dtype), bias: None };
+        for (first, second) in
+            [(Dtype::F16, Dtype::F32), (Dtype::F32, Dtype::Bf16), (Dtype::F16, Dtype::Bf16)]
+        {
+            let packed = Linear::pack(&[(&of(first), 1.0), (&of(second), 1.0)], kernels, Team::One);
+            assert_eq!(packed.panels().storage, Storage::F32, "{isa} {first:?} {second:?}");
+        }
+    });
+}
+
+#[test]
+fn a_model_in_16_bits_takes_half_the_memory_and_has_the_bits_of_f32() {
+    for (head_dim, heads) in [(64, 2), (32, 4)] {
+        let desc = model::ModelDesc {
+            vocab_size: 50,
+            hidden_size: head_dim * heads,
+            num_hidden_layers: 2,
+            num_attention_heads: heads,
+            intermediate_size: 4 * head_dim * heads,
+            max_position_embeddings: 64,
+            type_vocab_size: 1,
+            layer_norm_eps: 1e-12,
+            pooling: vec![Pooling::Mean],
+            max_seq_length: 64,
+            ..model::ModelDesc::default()
+        };
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let stored = |dtype: &[Dtype]| {
+                let mut weights = model::Weights::random(&desc, 3);
+                let of_layer = |l: &mut model::Layer| {
+                    for linear in [
+                        &mut l.query,
+                        &mut l.key,
+                        &mut l.value,
+                        &mut l.attention_output,
+                        &mut l.intermediate,
+                        &mut l.output,
+                    ] {
+                        linear.weight =
+                            dtype.iter().fold(linear.weight.clone(), |weight, &dtype| weight.rounded(dtype));
+                    }
+                };
+                weights.layers.iter_mut().for_each(of_layer);
+                weights
+            };
+            for isa in Isa::available() {
+                let run = |weights: &model::Weights| {
+                    let threads = Threads::new(NonZeroUsize::new(2)).unwrap();
+                    let options = BackendOptions { isa: Some(isa), ..BackendOptions::new(threads) };
+                    let mut cpu = CpuBackend::new(&desc, weights, &options).unwrap();
+                    let mut batch = PackedBatch::default();
+                    for (row, seqlen) in [1, 3, 17].into_iter().enumerate() {
+                        batch.push(row, &vec![7 * row as u32; seqlen], &vec![0; seqlen]);
+                    }
+                    let mut out = vec![f32::NAN; 3 * desc.dim()];
+                    cpu.submit(batch).unwrap();
+                    cpu.collect(&mut out).unwrap();
+                    (bits(&out), cpu.capacity().weight_bytes)
+                };
+                let (narrow, narrow_bytes) = run(&stored(&[dtype]));
+                let (wide, wide_bytes) = run(&stored(&[dtype, Dtype::F32]));
+                assert_eq!(narrow, wide, "{isa} {dtype:?} {head_dim}");
+                let percent = if isa == Isa::Portable { 100..=100 } else { 50..=55 };
+                let got = 100 * narrow_bytes / wide_bytes;
+                assert!(percent.contains(&got), "{isa} {dtype:?} {head_dim}: {got} %");
+            }
+        }
+    }
 }
 
 #[test]
@@ -906,7 +1024,7 @@ fn row_scale_multiplies_rows() {
     each_isa(|isa, kernels| {
         let (m, k) = (2 * kernels.mr() + 1, 5);
         let n = kernels.nr + 1;
-        let packed = Linear::pack(&[(&linear(n, k, 2), 1.0)], kernels.nr, Team::One);
+        let packed = Linear::pack(&[(&linear(n, k, 2), 1.0)], kernels, Team::One);
         let (a, scale) = (random(m * k, 1), random(m, 2));
         let a = Matrix::new(&a, m, k, k);
         let run = |epilogue: Epilogue<'_>| {

@@ -12,6 +12,8 @@ pub(super) trait Vector: Copy {
     const LANES: usize;
     /// Entries of a table for `lookup`, a power of two.
     const TABLE: usize;
+    /// How far ahead a product fetches weights of the panel that it reads, where it has more than a few rows.
+    const PREFETCH_BYTES: usize;
 
     fn splat(self, x: f32) -> Self::F;
 
@@ -98,3 +100,16 @@ pub(super) trait Vector: Copy {
 
 /// Of any instruction set.
 pub(super) const MAX_LANES: usize = 16;
+
+/// What reads numbers of 16 bits as quickly as f32; every one of them is an f32 exactly.
+pub(super) trait HalfVector: Vector {
+    /// # Safety
+    /// `p` points to `LANES` readable f16, at any address.
+    unsafe fn load_f16(self, p: *const u8) -> Self::F;
+
+    /// The low and the high halves of words, which are bf16.
+    ///
+    /// # Safety
+    /// `p` points to `LANES` readable words, at any address.
+    unsafe fn load_bf16(self, p: *const u8) -> [Self::F; 2];
+}

@@ -2,6 +2,7 @@
 
 use super::buffer::Buffer;
 use super::gemm::{Linear, NarrowKernels, NarrowLinear};
+use super::kernels::Kernels;
 use super::team::Team;
 use crate::model::{
     self, Activation, AttentionBias, ModelDesc, ModuleWeights, Positions, Tensor, alibi_slope,
@@ -54,8 +55,8 @@ pub(super) enum Residual {
 }
 
 impl Module {
-    fn new(module: &model::Module, weights: &ModuleWeights, nr: usize, team: Team<'_>) -> Self {
-        let pack = |l: &model::Linear| Linear::pack(&[(l, 1.0)], nr, team);
+    fn new(module: &model::Module, weights: &ModuleWeights, kernels: &Kernels, team: Team<'_>) -> Self {
+        let pack = |l: &model::Linear| Linear::pack(&[(l, 1.0)], kernels, team);
         match (module, weights) {
             (model::Module::Dense(dense), ModuleWeights::Dense { linear, residual }) => Self::Dense(Dense {
                 linear: pack(linear),
@@ -101,13 +102,13 @@ pub(super) enum Product {
 impl Product {
     fn pack(
         parts: &[(&model::Linear, f64)],
-        nr: usize,
+        kernels: &Kernels,
         narrow: Option<&'static NarrowKernels>,
         team: Team<'_>,
     ) -> Self {
         match narrow {
-            None => Self::F32(Linear::pack(parts, nr, team)),
-            Some(kernels) => Self::Narrow(NarrowLinear::pack(parts, kernels, team)),
+            None => Self::F32(Linear::pack(parts, kernels, team)),
+            Some(narrow) => Self::Narrow(NarrowLinear::pack(parts, narrow, team)),
         }
     }
 
@@ -223,18 +224,18 @@ impl Packed {
     pub(super) fn new(
         desc: &ModelDesc,
         weights: &model::Weights,
-        nr: usize,
+        kernels: &Kernels,
         narrow: Option<&'static NarrowKernels>,
         team: Team<'_>,
     ) -> Self {
         let scale = 1.0 / (desc.head_dim() as f64).sqrt();
-        let linear = |l: &model::Linear| Linear::pack(&[(l, 1.0)], nr, team);
-        let product = |l: &model::Linear| Product::pack(&[(l, 1.0)], nr, narrow, team);
+        let linear = |l: &model::Linear| Linear::pack(&[(l, 1.0)], kernels, team);
+        let product = |l: &model::Linear| Product::pack(&[(l, 1.0)], kernels, narrow, team);
         let layer = |l: &model::Layer| {
             let layer = Layer {
                 qkv: {
                     let scale = if l.query_norm.is_some() { 1.0 } else { scale };
-                    Product::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], nr, narrow, team)
+                    Product::pack(&[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)], kernels, narrow, team)
                 },
                 query_key_norms: match (&l.query_norm, &l.key_norm) {
                     (Some(query), Some(key)) => Some([Norm::scaled(query, scale), Norm::new(key)]),
@@ -281,7 +282,7 @@ impl Packed {
                 .modules
                 .iter()
                 .zip(&weights.modules)
-                .map(|(module, weights)| Module::new(module, weights, nr, team))
+                .map(|(module, weights)| Module::new(module, weights, kernels, team))
                 .collect(),
         }
     }

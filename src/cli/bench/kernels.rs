@@ -5,7 +5,7 @@ use super::stats::{Series, median, sorted};
 use super::{BenchError, Report};
 use berthier::Embedder;
 use berthier::backend::cpu::{Isa, bench};
-use berthier::model::{ModelDesc, Pooling};
+use berthier::model::{Dtype, ModelDesc, Pooling};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::Instant;
@@ -14,6 +14,11 @@ use std::time::Instant;
 const SAMPLE_SECONDS: f64 = 2e-3;
 /// Steps of the multiply-add loop of a sample of the roof.
 const PEAK_STEPS: usize = 100_000;
+/// A product of up to so many rows waits for its weights and not for its multiply-adds, once no cache holds them.
+const FEW_ROWS: usize = 4;
+/// Bytes of weights that no cache holds, in no more layers than that: of toys' layers there would be too many.
+const UNCACHED_BYTES: usize = 256 << 20;
+const MOST_LAYERS: usize = 1024;
 /// Rows that the row kernels are measured over, one after another: of 384 columns they fit a second-level cache.
 const ROWS: usize = 64;
 
@@ -106,10 +111,20 @@ fn products(all: &mut Vec<Measured>, isa: Isa, desc: &ModelDesc, m: usize, sampl
             let shape = format!("{m}x{n}x{k}");
             all.push(Measured { name, shape, work, unit, seconds, roof: Some(roof) });
         };
-        let mut gemm = bench::Gemm::new(isa, m, n, k);
+        let mut gemm = bench::Gemm::new(isa, m, n, k, Dtype::F32, 1);
         let roof = peak(|| bench::fma_peak(isa, PEAK_STEPS));
         let seconds = time(samples, || gemm.run(activation, residual));
         push(name.into(), gemm.flops(), "GFLOP/s", roof, seconds);
+        drop(gemm);
+        if m <= FEW_ROWS {
+            let layers = (UNCACHED_BYTES / (4 * n * k) + 1).min(MOST_LAYERS);
+            let mut gemm = bench::Gemm::new(isa, m, n, k, Dtype::F32, layers);
+            let bytes = gemm.weight_bytes();
+            // the best, as it is a limit
+            let roof = time(samples, || gemm.read()).into_iter().map(|s| bytes / s / 1e9).fold(0.0, f64::max);
+            let seconds = time(samples, || gemm.run(activation, residual));
+            push(format!("{name}, from memory"), bytes, "GB/s", roof, seconds);
+        }
         for mut gemm in bench::NarrowGemm::all(isa, m, n, k) {
             let roof = peak(|| gemm.peak(PEAK_STEPS));
             let seconds = time(samples, || gemm.run(activation, residual));

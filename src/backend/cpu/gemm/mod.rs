@@ -24,11 +24,15 @@ pub(super) struct Tile {
     /// `[rows, k]`, rows `a_stride` apart
     pub(super) a: *const f32,
     pub(super) a_stride: usize,
-    /// `[k, NR]`
-    pub(super) b: *const f32,
-    /// Floats from each line of the panel to one that a later call needs.
+    /// Panels `[k, NR]`, as they are stored
+    pub(super) b: *const u8,
+    /// Bytes from one panel to the next.
+    pub(super) b_stride: usize,
+    /// Bytes from each line of the panel to one that a later call needs.
     pub(super) ahead: usize,
-    /// `[NR]` or null
+    /// `[columns]`, to whole panels, or null
+    pub(super) factors: *const f32,
+    /// As the factors
     pub(super) bias: *const f32,
     /// `[rows]` or null
     pub(super) scale: *const f32,
@@ -38,7 +42,7 @@ pub(super) struct Tile {
     /// `[rows, columns]`, rows `c_stride` apart
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
-    /// NR, or fewer in the last panel.
+    /// Those of whole panels, or fewer in the last panel of a product.
     pub(super) columns: usize,
 }
 
@@ -139,13 +143,42 @@ impl<'a> SharedMut<'a> {
     }
 }
 
+/// How weights are kept in memory. They are f32 when they are multiplied, whatever this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Storage {
+    F32,
+    F16,
+    /// In words of two: a column of the first half of a panel, and one of the second.
+    Bf16,
+}
+
+impl Storage {
+    /// Of a weight.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
 /// A matrix `[k, n]` in panels of `nr` columns, each `[k, nr]`, the last filled with zeros.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
+    /// Words of 32 bits, of one weight or of two
     pub(super) data: &'a [f32],
+    pub(super) storage: Storage,
+    /// What the sums of columns are multiplied by, to whole panels; or nothing
+    pub(super) factors: &'a [f32],
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) nr: usize,
+}
+
+impl<'a> Panels<'a> {
+    pub(super) fn of_f32(data: &'a [f32], n: usize, k: usize, nr: usize) -> Self {
+        Self { data, storage: Storage::F32, factors: &[], n, k, nr }
+    }
 }
 
 /// Units of work that a product is cut into for each thread: enough that the last one does not make the
@@ -178,13 +211,15 @@ pub(super) fn gemm(
     }
     // a run of panels, whose weights stream; with few panels, by a block of rows: whole tiles as far as possible
     let units = team.threads() * UNITS_PER_THREAD;
-    let runs = units.min(columns);
+    let at_once = kernels.panels_at_once(a.rows);
+    let groups = columns.div_ceil(at_once);
+    let runs = units.min(groups);
     let block = a.rows.div_ceil(units.div_ceil(columns)).next_multiple_of(kernels.mr());
     let blocks = a.rows.div_ceil(block);
     team.for_each(blocks * runs, |unit| {
         let (run, row) = (unit / blocks, unit % blocks * block);
         let rows = row..a.rows.min(row + block);
-        let panels_of_run = run * columns / runs..(run + 1) * columns / runs;
+        let panels_of_run = run * groups / runs * at_once..columns.min((run + 1) * groups / runs * at_once);
         // SAFETY: units differ in their rows or in their panels
         unsafe { kernels.gemm(a, &panels, rows, panels_of_run, epilogue, &out) };
     });

@@ -1,13 +1,18 @@
 //! Panels: of weights at load, of keys and values for each head.
 
 use super::super::buffer::Buffer;
+use super::super::kernels::Kernels;
 use super::super::team::Team;
-use super::{Matrix, Panels, SharedMut};
-use crate::model;
+use super::{Matrix, Panels, SharedMut, Storage};
+use crate::model::{self, Dtype};
+use half::{bf16, f16};
 
 /// A linear layer, packed.
 pub(in super::super) struct Linear {
     panels: Buffer,
+    storage: Storage,
+    /// What columns are multiplied by, or nothing if none is
+    factors: Buffer,
     bias: Buffer,
     n: usize,
     k: usize,
@@ -16,34 +21,48 @@ pub(in super::super) struct Linear {
 
 impl Linear {
     /// Packs linear layers of one width, their outputs side by side, each times its factor; a block of rows
-    /// at a time, straight from the checkpoint's bytes.
-    pub(in super::super) fn pack(parts: &[(&model::Linear, f64)], nr: usize, team: Team<'_>) -> Self {
+    /// at a time, straight from the checkpoint's bytes. Weights that the checkpoint has in 16 bits stay so; the factors are
+    /// for the sums, because the weights times them would not fit.
+    pub(in super::super) fn pack(parts: &[(&model::Linear, f64)], kernels: &Kernels, team: Team<'_>) -> Self {
+        let (nr, storage) = (kernels.nr, storage(parts, kernels));
         let k = parts[0].0.weight.shape()[1];
         let rows = parts[0].0.weight.shape()[0];
         let n = rows * parts.len();
         let count = n.div_ceil(nr);
-        let mut panels = Buffer::zeroed(count * nr * k);
-        // one panel a row
-        let out = SharedMut::new(&mut panels, count, k * nr, k * nr);
+        let words = k * nr * storage.bytes() / 4; // of a panel
+        let mut panels = Buffer::zeroed(count * words);
+        let out = SharedMut::new(&mut panels, count, words, words);
         team.for_each(count, |p| {
             // SAFETY: each panel is written by one call
             let panel = unsafe { out.row(p) };
             let mut row = vec![0.0; k];
             for column in 0..nr.min(n - p * nr) {
                 let at = p * nr + column;
-                let (linear, factor) = parts[at / rows];
-                linear.weight.read_f32(at % rows * k, &mut row);
-                scale(&mut row, factor);
-                for (place, &w) in panel.chunks_exact_mut(nr).zip(&row) {
-                    place[column] = w;
+                parts[at / rows].0.weight.read_f32(at % rows * k, &mut row);
+                match storage {
+                    Storage::F32 => spread(&row, panel, nr, column, |w| w),
+                    Storage::F16 => {
+                        spread(&row, bytemuck::cast_slice_mut(panel), nr, column, f16::from_f32);
+                    }
+                    Storage::Bf16 => {
+                        let (half, first) = (column / (nr / 2), column % (nr / 2));
+                        let place = 2 * first + if cfg!(target_endian = "little") { half } else { 1 - half };
+                        spread(&row, bytemuck::cast_slice_mut(panel), nr, place, bf16::from_f32);
+                    }
                 }
             }
         });
-        Self { panels, bias: bias(parts, rows, count * nr), n, k, nr }
+        let scaled = parts.iter().any(|&(_, factor)| factor != 1.0);
+        let mut factors = Buffer::zeroed(if scaled { count * nr } else { 0 });
+        for (factors, &(_, factor)) in factors.chunks_mut(rows).zip(parts) {
+            factors.fill(factor as f32);
+        }
+        Self { panels, storage, factors, bias: bias(parts, rows, count * nr), n, k, nr }
     }
 
     pub(in super::super) fn panels(&self) -> Panels<'_> {
-        Panels { data: &self.panels, n: self.n, k: self.k, nr: self.nr }
+        let Self { panels, storage, factors, n, k, nr, .. } = self;
+        Panels { data: panels, storage: *storage, factors, n: *n, k: *k, nr: *nr }
     }
 
     /// Padded to whole panels.
@@ -52,8 +71,27 @@ impl Linear {
     }
 
     pub(in super::super) fn bytes(&self) -> usize {
-        4 * (self.panels.len() + self.bias.len())
+        4 * (self.panels.len() + self.factors.len() + self.bias.len())
     }
+}
+
+/// A column of a panel `[k, nr]`.
+fn spread<T: Copy>(column: &[f32], panel: &mut [T], nr: usize, place: usize, number: impl Fn(f32) -> T) {
+    for (step, &w) in panel.chunks_exact_mut(nr).zip(column) {
+        step[place] = number(w);
+    }
+}
+
+/// How the weights of these layers are kept: as in the checkpoint, if that is the same for all.
+fn storage(parts: &[(&model::Linear, f64)], kernels: &Kernels) -> Storage {
+    let dtype = parts[0].0.weight.dtype();
+    let storage = match dtype {
+        Dtype::F32 => Storage::F32,
+        Dtype::F16 => Storage::F16,
+        Dtype::Bf16 => Storage::Bf16,
+    };
+    let same = parts.iter().all(|(linear, _)| linear.weight.dtype() == dtype);
+    if same && kernels.reads(storage) { storage } else { Storage::F32 }
 }
 
 /// The biases of linear layers of `rows` outputs each, side by side, each times its factor, in `len` floats.
@@ -91,7 +129,7 @@ pub(in super::super) fn pack_keys<'a>(keys: Matrix<'_>, nr: usize, out: &'a mut 
             }
         }
     }
-    Panels { data: out, n: n.next_multiple_of(nr), k: d, nr }
+    Panels::of_f32(out, n.next_multiple_of(nr), d, nr)
 }
 
 /// Sixteen floats at a time: a copy of a length that is not known is a call, which for 32 floats costs more than they.
@@ -114,5 +152,5 @@ pub(in super::super) fn pack_values<'a>(values: Matrix<'_>, nr: usize, out: &'a 
             rest.fill(0.0);
         }
     }
-    Panels { data: out, n: d, k, nr }
+    Panels::of_f32(out, d, k, nr)
 }

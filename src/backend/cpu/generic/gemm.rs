@@ -2,17 +2,70 @@
 #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
 
 use super::super::gemm::Tile;
-use super::super::vector::{MAX_LANES, Vector};
+use super::super::vector::{HalfVector, MAX_LANES, Vector};
 use super::activate;
 
 /// Steps of k between two looks at the loop counter.
 const UNROLL: usize = 4;
 
-/// Floats of a cache line.
-pub(in super::super) const LINE_FLOATS: usize = 16;
+pub(in super::super) const LINE_BYTES: usize = 64;
 
-/// Cache lines of a panel between two looks at the loop counter, on the widest instruction set.
-pub(in super::super) const LINES_A_TURN: usize = UNROLL * 2 * MAX_LANES / LINE_FLOATS;
+/// Cache lines of a panel between two looks at the loop counter; `row_bytes` are those of a step of k.
+pub(in super::super) const fn turn_lines(row_bytes: usize) -> usize {
+    (UNROLL * row_bytes).div_ceil(LINE_BYTES)
+}
+
+/// Vectors of a step of k in a panel.
+const NV: usize = 2;
+
+/// How a tile reads weights that are kept in memory as [`Storage`](super::super::gemm::Storage) says.
+pub(in super::super) trait Stored<V: Vector> {
+    /// Of a weight.
+    const BYTES: usize;
+
+    /// A step of k of a panel, in f32.
+    ///
+    /// # Safety
+    /// `p` points to as many weights as two vectors have lanes.
+    unsafe fn load(v: V, p: *const u8) -> [V::F; NV];
+}
+
+pub(in super::super) struct F32;
+pub(in super::super) struct F16;
+pub(in super::super) struct Bf16;
+
+impl<V: Vector> Stored<V> for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
+    unsafe fn load(v: V, p: *const u8) -> [V::F; NV] {
+        let p = p.cast::<f32>();
+        // SAFETY: by the contract; vectors are read from any address
+        unsafe { [v.load_raw(p), v.load_raw(p.add(V::LANES))] }
+    }
+}
+
+impl<V: HalfVector> Stored<V> for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
+    unsafe fn load(v: V, p: *const u8) -> [V::F; NV] {
+        // SAFETY: by the contract
+        unsafe { [v.load_f16(p), v.load_f16(p.add(2 * V::LANES))] }
+    }
+}
+
+impl<V: HalfVector> Stored<V> for Bf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load(v: V, p: *const u8) -> [V::F; NV] {
+        // SAFETY: by the contract
+        unsafe { v.load_bf16(p) }
+    }
+}
 
 /// The most rows of a tile on any instruction set.
 const MOST_ROWS: usize = 14;
@@ -35,22 +88,28 @@ macro_rules! each_row {
 
 pub(super) use each_row;
 
-/// c\[MR, columns\] = epilogue(a\[MR, k\] · b\[k, NR\]), NR = NV vectors.
+/// c\[MR, columns\] = epilogue(a\[MR, k\] · b\[k, NP · NR\]), NR = two vectors.
 ///
-/// `a` is read by broadcasts from MR rows `a_stride` apart, `b` is one panel of packed weights, the MR × NV
+/// `a` is read by broadcasts from MR rows `a_stride` apart, `b` is NP panels of packed weights, the MR × NP × 2
 /// accumulators stay in registers over all of k. Every element of the product is
-/// fma(a_k, b_k, … fma(a_1, b_1, fma(a_0, b_0, 0))): one chain, whatever MR.
+/// fma(a_k, b_k, … fma(a_1, b_1, fma(a_0, b_0, 0))): one chain, whatever MR, NP and the storage.
 ///
-/// Bound by the multiply-add ports: MR · NV of them per step of k, against MR + NV loads.
+/// Bound by the multiply-add ports: MR · NP · 2 of them per step of k, against MR + NP · 2 loads. Weights in 16 bits become
+/// f32 on ports that have nothing else to do (with `vcvtph2ps` on Zen 3: ten multiply-adds took as long with four
+/// conversions among them as with none). With few rows bound by memory.
 ///
 /// # Safety
-/// MR rows of k floats at `a`; k · NR at `b`; NR at `bias` and MR at `scale` unless null; MR rows of
-/// `columns` ≤ NR floats at `c`, `c_stride` apart, that nobody else touches.
+/// MR rows of k floats at `a`; NP panels of k · NR weights at `b`, `b_stride` bytes apart; NP · NR at `factors` and at
+/// `bias` and MR at `scale` unless null; MR rows of `columns` floats at `c`, `c_stride` apart, that nobody else touches.
+/// Columns are NP · NR, or fewer if NP is 1.
 #[inline(always)]
 #[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
-pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: usize>(v: V, t: &Tile) {
+pub(in super::super) unsafe fn gemm_tile<V: Vector, S: Stored<V>, const MR: usize, const NP: usize>(
+    v: V,
+    t: &Tile,
+) {
     const { assert!(MR <= MOST_ROWS, "each_row counts so far") };
-    let mut acc = [[v.splat(0.0); NV]; MR];
+    let mut acc = [[[v.splat(0.0); NV]; NP]; MR];
     // Four rows from each of these, at offsets that an address can hold. Opaque, because otherwise the compiler
     // makes itself a pointer for each row and has no registers left: one more pointer in this loop cost 30%.
     let mut a = [
@@ -59,18 +118,19 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
         t.a.wrapping_add(8 * t.a_stride),
         t.a.wrapping_add(12 * t.a_stride),
     ];
-    let (mut b, ahead) = (t.b, t.ahead);
+    let (mut b, b_stride, ahead) = (t.b, t.b_stride, t.ahead);
     let (stride, stride3) = (t.a_stride, 3 * t.a_stride);
     let nr = NV * V::LANES;
+    let row_bytes = nr * S::BYTES;
 
     /// One step of k, `$u` behind `a` and `b`.
     macro_rules! step {
         ($u:expr) => {
-            // SAFETY: step k of MR rows of `a` and of the panel; k is below `t.k` where this is used
+            // SAFETY: step k of MR rows of `a` and of the panels; k is below `t.k` where this is used
             unsafe {
-                let mut w = [v.splat(0.0); NV];
-                for j in 0..NV {
-                    w[j] = v.load_raw(b.add($u * nr + j * V::LANES));
+                let mut w = [[v.splat(0.0); NV]; NP];
+                for p in 0..NP {
+                    w[p] = S::load(v, b.add(p * b_stride + $u * row_bytes));
                 }
                 each_row!(I, {
                     let row = match I % 4 {
@@ -80,8 +140,10 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
                         _ => a[I / 4].add(stride3),
                     };
                     let x = v.splat(*row.add($u));
-                    for j in 0..NV {
-                        acc[I][j] = v.mul_add(x, w[j], acc[I][j]);
+                    for p in 0..NP {
+                        for j in 0..NV {
+                            acc[I][p][j] = v.mul_add(x, w[p][j], acc[I][p][j]);
+                        }
                     }
                 });
             }
@@ -92,14 +154,19 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
         for p in &mut a[..MR.div_ceil(4)] {
             *p = v.opaque(*p);
         }
-        // 2 KiB ahead in the panel: some 16 steps, the latency of the level 2 cache and more
-        v.prefetch(b.wrapping_add(512));
-        v.prefetch(b.wrapping_add(512 + nr));
-        v.prefetch(b.wrapping_add(512 + 2 * nr));
-        v.prefetch(b.wrapping_add(512 + 3 * nr));
-        // one line of a turn's: fewer blocks than that leave some of the next panel out, more repeat some. Four lines
-        // for tiles of up to eight rows, which would fetch all of it, cost 7% with one text of 16 tokens.
-        v.prefetch_far(b.wrapping_add(ahead));
+        if NP == 1 {
+            // in the panel, or in the next: what the latency of the cache behind takes, and more. Few rows are sooner there,
+            // but they read from memory, where nearer was better (four rows: 20 GB/s at 2 KiB, 17 at 8)
+            let near = if MR > 4 { V::PREFETCH_BYTES } else { 2048 };
+            // a line of each step, or each line: of wider steps the processor fetches the other line itself
+            let apart = row_bytes.max(LINE_BYTES);
+            for i in 0..UNROLL * row_bytes / apart {
+                v.prefetch(b.wrapping_add(near + i * apart).cast());
+            }
+            // one line of a turn's: fewer blocks than that leave some of the next panel out, more repeat some. Four lines
+            // for tiles of up to eight rows, which would fetch all of it, cost 7% with one text of 16 tokens.
+            v.prefetch_far(b.wrapping_add(ahead).cast());
+        }
         step!(0);
         step!(1);
         step!(2);
@@ -108,7 +175,7 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
         for p in &mut a[..MR.div_ceil(4)] {
             *p = p.wrapping_add(UNROLL);
         }
-        b = b.wrapping_add(UNROLL * nr);
+        b = b.wrapping_add(UNROLL * row_bytes);
     }
     while left > 0 {
         step!(0);
@@ -116,48 +183,59 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
         for p in &mut a[..MR.div_ceil(4)] {
             *p = p.wrapping_add(1);
         }
-        b = b.wrapping_add(nr);
+        b = b.wrapping_add(row_bytes);
     }
 
+    if !t.factors.is_null() {
+        for p in 0..NP {
+            for j in 0..NV {
+                // SAFETY: NP · NR floats at `factors`
+                let factor = unsafe { v.load_raw(t.factors.add(p * nr + j * V::LANES)) };
+                each_row!(I, { acc[I][p][j] = v.mul(acc[I][p][j], factor) });
+            }
+        }
+    }
     if !t.bias.is_null() {
-        for j in 0..NV {
-            // SAFETY: NR floats at `bias`
-            let bias = unsafe { v.load_raw(t.bias.add(j * V::LANES)) };
-            each_row!(I, { acc[I][j] = v.add(acc[I][j], bias) });
+        for p in 0..NP {
+            for j in 0..NV {
+                // SAFETY: NP · NR floats at `bias`
+                let bias = unsafe { v.load_raw(t.bias.add(p * nr + j * V::LANES)) };
+                each_row!(I, { acc[I][p][j] = v.add(acc[I][p][j], bias) });
+            }
         }
     }
     if !t.scale.is_null() {
         each_row!(I, {
             // SAFETY: MR floats at `scale`
             let scale = v.splat(unsafe { *t.scale.add(I) });
-            for j in 0..NV {
-                acc[I][j] = v.mul(acc[I][j], scale);
+            for x in acc[I].as_flattened_mut() {
+                *x = v.mul(*x, scale);
             }
         });
     }
 
-    if t.columns == nr {
+    if NP > 1 || t.columns == nr {
         if t.residual {
             each_row!(I, {
-                for j in 0..NV {
-                    // SAFETY: NR columns of row I
+                for (j, x) in acc[I].as_flattened_mut().iter_mut().enumerate() {
+                    // SAFETY: NP · NR columns of row I
                     let old = unsafe { v.load_raw(t.c.add(I * t.c_stride + j * V::LANES)) };
-                    acc[I][j] = v.add(acc[I][j], old);
+                    *x = v.add(*x, old);
                 }
             });
         }
         each_row!(I, {
-            for j in 0..NV {
-                // SAFETY: NR columns of row I
-                unsafe { v.store_raw(acc[I][j], t.c.add(I * t.c_stride + j * V::LANES)) };
+            for (j, x) in acc[I].as_flattened().iter().enumerate() {
+                // SAFETY: NP · NR columns of row I
+                unsafe { v.store_raw(*x, t.c.add(I * t.c_stride + j * V::LANES)) };
             }
         });
         // a second pass over lines that are still in the level 1 cache: in registers, the accumulators
         // would leave no room for the constants of the function
         if let Some(f) = t.activation {
             for i in 0..MR {
-                // SAFETY: NR columns of row i, which are ours alone
-                let row = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_stride), nr) };
+                // SAFETY: NP · NR columns of row i, which are ours alone
+                let row = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_stride), NP * nr) };
                 activate(v, f, row);
             }
         }
@@ -165,10 +243,10 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, const MR: usize, const NV: u
     }
 
     // the last panel of a product whose width is no multiple of NR: by way of the stack
-    let mut padded = [[0.0; 2 * MAX_LANES]; MR];
+    let mut padded = [[0.0; NV * MAX_LANES]; MR];
     each_row!(I, {
         for j in 0..NV {
-            v.store(acc[I][j], &mut padded[I][j * V::LANES..]);
+            v.store(acc[I][0][j], &mut padded[I][j * V::LANES..]);
         }
     });
     for (i, padded) in padded.iter_mut().enumerate() {

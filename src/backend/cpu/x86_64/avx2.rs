@@ -1,16 +1,17 @@
-//! `Vector` for AVX2 with FMA.
+//! `Vector` for AVX2 with FMA and F16C.
 
 use super::super::kernels::{Kernels, instantiate};
-use super::super::vector::Vector;
+use super::super::vector::{HalfVector, Vector};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// Proof that the machine has AVX2 and FMA: only a function compiled for them makes one.
+/// Proof that the machine has AVX2, FMA and F16C: only a function compiled for them makes one.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx2(());
 
 impl Avx2 {
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn new() -> Self {
         Self(())
     }
@@ -20,6 +21,8 @@ impl Vector for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
     const TABLE: usize = 8;
+    // on Zen 3, sixteen rows, shares of the peak: 79 % at 2 KiB and 88 at 8 from the level 3 cache, 76 and 77 from memory
+    const PREFETCH_BYTES: usize = 8192;
 
     op!(splat(x: f32) -> __m256, _mm256_set1_ps(x));
 
@@ -37,6 +40,7 @@ impl Vector for Avx2 {
 
     op!(prefetch(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T0>(p.cast()));
     op!(prefetch_far(p: *const f32) -> (), _mm_prefetch::<_MM_HINT_T1>(p.cast()));
+    opaque!();
     op!(add(a: __m256, b: __m256) -> __m256, _mm256_add_ps(a, b));
     op!(sub(a: __m256, b: __m256) -> __m256, _mm256_sub_ps(a, b));
     op!(mul(a: __m256, b: __m256) -> __m256, _mm256_mul_ps(a, b));
@@ -75,6 +79,27 @@ impl Vector for Avx2 {
     });
 }
 
+impl HalfVector for Avx2 {
+    #[inline(always)]
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+    unsafe fn load_f16(self, p: *const u8) -> __m256 {
+        // SAFETY: the token proves F16C; eight readable numbers, by the caller's contract
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
+    unsafe fn load_bf16(self, p: *const u8) -> [__m256; 2] {
+        // SAFETY: the token proves AVX2; eight readable words, by the caller's contract
+        unsafe {
+            let words = _mm256_loadu_si256(p.cast());
+            let high = _mm256_and_si256(words, _mm256_set1_epi32(-0x1_0000));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), _mm256_castsi256_ps(high)]
+        }
+    }
+}
+
 // 6 × 16: twelve accumulators of sixteen registers, two of weights, one or two of activations; twelve
-// chains cover the multiply-add's latency of four or five at two a cycle
-instantiate!(Avx2, "avx2", [1 2 3 4 5 6], 2, #[target_feature(enable = "avx2,fma")]);
+// chains cover the multiply-add's latency of four or five at two a cycle. With f16 the compiler converts a step's weights
+// during the one before, which leaves room for ten: six rows had a sum in memory and took twice as long (rustc 1.95).
+instantiate!(Avx2, "avx2", [F32 [1 2 3 4 5 6] F16 [1 2 3 4 5] Bf16 [1 2 3 4 5 6]], #[target_feature(enable = "avx2,fma,f16c")]);

@@ -111,7 +111,7 @@ dot!(
 
 // 6 × 2 of sixteen registers
 dot!(
-    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,avxvnni", 6, __m256i, __m256i,
+    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,f16c,avxvnni", 6, __m256i, __m256i,
     zero _mm256_setzero_si256(),
     row |p| _mm256_set1_epi32(p.cast::<i32>().read_unaligned()),
     columns |p| _mm256_loadu_si256(p.cast()),
@@ -121,7 +121,7 @@ dot!(
 
 // even and odd bytes apart, each widened in its place: 4 × 2 sums, four of columns and two of a row
 dot!(
-    Wide256(Avx2), WIDE_256, "avx2-madd", "avx2,fma", 4, __m256i, [__m256i; 2],
+    Wide256(Avx2), WIDE_256, "avx2-madd", "avx2,fma,f16c", 4, __m256i, [__m256i; 2],
     zero _mm256_setzero_si256(),
     row |p| {
         let x = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());

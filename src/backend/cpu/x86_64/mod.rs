@@ -16,6 +16,19 @@ macro_rules! op {
     };
 }
 
+/// `Vector::opaque` of a token.
+macro_rules! opaque {
+    () => {
+        #[inline(always)]
+        #[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")]
+        fn opaque(self, mut p: *const f32) -> *const f32 {
+            // SAFETY: no instruction at all
+            unsafe { asm!("/* {} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+            p
+        }
+    };
+}
+
 mod amx;
 pub(super) mod avx2;
 pub(super) mod avx512;
