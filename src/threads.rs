@@ -64,6 +64,20 @@ impl Threads {
         }
     }
 
+    /// Calls `f` for each item with its index, as [`for_each`](Self::for_each) does.
+    ///
+    /// # Panics
+    /// As [`for_each`](Self::for_each).
+    pub fn for_each_mut<T: Send>(&self, items: &mut [T], f: impl Fn(usize, &mut T) + Send + Sync) {
+        let n = items.len();
+        let items = Items(items.as_mut_ptr());
+        self.for_each(n, |i| {
+            let item = items.at(i);
+            // SAFETY: `i` is below the number of items, which this call has borrowed, and is given to one unit only
+            f(i, unsafe { &mut *item });
+        });
+    }
+
     /// `f` of each item, in order, on all threads.
     ///
     /// # Panics
@@ -72,10 +86,21 @@ impl Threads {
         if self.team.is_none() || items.len() < 2 {
             return items.iter().map(f).collect();
         }
-        let results: Vec<_> = items.iter().map(|_| Mutex::new(None)).collect();
-        self.for_each(items.len(), |i| *lock(&results[i]) = Some(f(&items[i])));
-        let result = |slot: Mutex<_>| slot.into_inner().unwrap_or_else(PoisonError::into_inner);
-        results.into_iter().map(|slot| result(slot).expect("every unit was done")).collect()
+        let mut results: Vec<_> = items.iter().map(|_| None).collect();
+        self.for_each_mut(&mut results, |i, result| *result = Some(f(&items[i])));
+        results.into_iter().map(|result| result.expect("every unit was done")).collect()
+    }
+}
+
+/// The first of some items, of which units on several threads have one each.
+struct Items<T>(*mut T);
+
+// SAFETY: what is shared is where the items are; a unit has its item alone, so that items only go from thread to thread
+unsafe impl<T: Send> Sync for Items<T> {}
+
+impl<T> Items<T> {
+    fn at(&self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
     }
 }
 
@@ -377,6 +402,15 @@ mod tests {
             }));
             assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"unit three"));
             assert_eq!((count.into_inner(), done(&threads, 5).0), (10, vec![1; 5]));
+        }
+    }
+
+    #[test]
+    fn for_each_mut_gives_each_item_once() {
+        for count in [1, 2, 4] {
+            let mut items: Vec<_> = (0..500).map(|i| vec![i]).collect();
+            threads(count).for_each_mut(&mut items, |i, item| item.push(2 * i));
+            assert!(items.iter().enumerate().all(|(i, item)| *item == [i, 2 * i]));
         }
     }
 

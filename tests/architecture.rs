@@ -39,8 +39,14 @@ const INTRINSICS: &[&str] = &["backend/cpu/x86_64/", "backend/cpu/aarch64/"];
 const DRIVER: &[&str] = &["backend/cuda/device/"];
 
 /// Where JSON may be read or written.
-const SERDE: &[&str] =
-    &["model/json.rs", "model/checkpoint.rs", "tokenize/config.rs", "backend/cuda/image.rs", "cli/"];
+const SERDE: &[&str] = &[
+    "model/json.rs",
+    "model/checkpoint.rs",
+    "tokenize/config.rs",
+    "tokenize/vocabulary.rs",
+    "backend/cuda/image.rs",
+    "cli/",
+];
 
 struct Source {
     /// Relative to `src/`, with `/`.

@@ -110,7 +110,9 @@ fn a_buffer_of_another_length_is_refused() {
     let model = toy(&Toy::new(), |o| o).unwrap();
     for length in [0, 15, 17] {
         let mut out = vec![0.0; length];
-        let Err(Error::BufferSize { found, needed }) = model.embed_into(&["a", "b"], &mut out) else {
+        let Err(Error::BufferSize { found, needed }) =
+            model.embed_into(&["a", "b"], &mut out, &mut Vec::new())
+        else {
             panic!()
         };
         assert_eq!((found, needed), (length, 16));

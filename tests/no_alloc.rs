@@ -1,4 +1,4 @@
-//! The steady state of the CPU allocates nothing: of the backend, and of an embedder from ids. From text, the tokenizer does.
+//! The steady state of the CPU allocates nothing: of the backend, and of an embedder from ids and from text.
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
 mod common;
@@ -12,7 +12,7 @@ use berthier::model::{
     Positions, Weights,
 };
 use berthier::{Embedder, Error, Options, Threads};
-use common::toy::toy_bert;
+use common::toy::{Toy, VOCAB, toy_bert};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -69,6 +69,7 @@ fn steady_state_allocates_nothing() {
             check(&jina, precision, threads);
         }
         embedder_allocates_nothing(threads);
+        embedder_allocates_nothing_from_text(threads);
     }
 }
 
@@ -100,8 +101,63 @@ fn embedder_allocates_nothing(threads: usize) {
     let one = &mut out[..embedder.dim()];
     let calls = allocations(|| embedder.embed_ids_into(&ids, &offsets[..2], one).unwrap());
     assert_eq!(calls[1..], [0; 5], "{threads} threads: one sequence");
-    let calls = allocations(|| drop(embedder.embed_into(&["the cat sat on a mat"], one).unwrap()));
-    eprintln!("{threads} threads: one text of six words takes {} allocations, the tokenizer's", calls[5]);
+}
+
+/// Of no words to more than the limit of 12 tokens lets pass, and one that is longer than the pieces that long texts are read
+/// in and shorter than what is not kept; with what each way of the tokenizer is for.
+fn texts() -> Vec<String> {
+    let words = [
+        "the",
+        "Cat",
+        "sat.",
+        "on",
+        "a\u{301}",
+        "mats",
+        "\u{4e2d}\u{6587}",
+        "\u{c9}\u{302e}\u{316}",
+        "[SEP]",
+        "<New>",
+        "unknown",
+        "abcabc",
+    ];
+    let text = |n: usize| words.iter().cycle().skip(n).take(n % 23).copied().collect::<Vec<_>>().join(" ");
+    let mut texts: Vec<String> = (0..150).map(|i| text(i * 7)).collect();
+    texts.push(words.join(" ").repeat(1500));
+    texts.push("x".repeat(5000));
+    texts
+}
+
+fn embedder_allocates_nothing_from_text(threads: usize) {
+    let left = r#"{"do_lower_case": true, "truncation_side": "left"}"#;
+    // one that is looked for in normalised text, which takes another way
+    let added = r#"{"added_tokens_decoder": {"31": {"content": "<new>", "normalized": true}}}"#;
+    for (what, config) in [("plain", None), ("left", Some(left)), ("added", Some(added))] {
+        let dir = tempfile::tempdir().unwrap();
+        let vocab = VOCAB.join("\n").replace("\u{e9}", "<new>");
+        let toy = Toy::new().file("vocab.txt", vocab);
+        config.map_or(toy.clone(), |config| toy.file("tokenizer_config.json", config)).write(dir.path());
+        let options = Options::new(dir.path().to_str().unwrap()).device(Device::Cpu);
+        let plain = Embedder::load(options.threads(NonZeroUsize::new(threads).unwrap())).unwrap();
+        let prompted = plain.with_prompt("the dog: ").unwrap();
+
+        let unsorted = texts();
+        let mut sorted = unsorted.clone();
+        sorted.sort_by_key(String::len);
+        let mut out = vec![0.0; unsorted.len() * plain.dim()];
+        let mut tokens = Vec::new();
+        for (how, embedder) in [("", &plain), ("prompted", &prompted)] {
+            for (order, texts) in [("unsorted", &unsorted), ("sorted", &sorted)] {
+                let calls = allocations(|| embedder.embed_into(texts, &mut out, &mut tokens).unwrap());
+                assert_eq!(calls[2..], [0; 4], "{threads} threads: {what} {how}, {order}");
+                assert!(tokens.iter().any(|t| t.truncated()) && tokens.iter().any(|t| !t.truncated()));
+            }
+            for text in &unsorted[unsorted.len() - 20..] {
+                let one = &mut out[..embedder.dim()];
+                let calls = allocations(|| embedder.embed_into(&[text], one, &mut tokens).unwrap());
+                assert_eq!(calls[2..], [0; 4], "{threads} threads: {what} {how}, one text");
+            }
+        }
+    }
 }
 
 fn check(desc: &ModelDesc, precision: Precision, threads: usize) {

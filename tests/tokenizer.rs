@@ -1,4 +1,5 @@
 //! Token ids are those of the reference, rule by rule of `docs/loading.md`.
+#![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
 #[path = "common/golden.rs"]
 mod golden;
@@ -75,6 +76,50 @@ fn ids_match_reference_on_minilm() {
     let folder = golden::fixtures().join("minilm");
     assert_golden(&folder, &tokenizer, &Golden::read(&folder));
     assert_eq!(tokenizer.special_tokens(), 2);
+}
+
+/// On the crate's own reading of the model's `tokenizer.json`, which says of all-MiniLM what its class says.
+#[test]
+fn ids_match_the_crate_on_real_texts() {
+    let Some(dir) = minilm::dir() else { return };
+    let own = load(dir, 30522).unwrap();
+    let mut of_crate = tokenizers::Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
+    of_crate.with_truncation(None).unwrap().with_padding(None);
+    let mut texts = vec![include_str!("tokenizer.rs").to_owned()];
+    let data =
+        std::env::var_os("BERTHIER_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
+    let folders =
+        ["corpus", "nli", "retrieval/scifact", "retrieval/cranfield", "sts", "senteval/mr", "senteval/trec"];
+    for folder in folders.iter().map(|folder| data.join(folder)) {
+        let Ok(files) = std::fs::read_dir(&folder) else {
+            eprintln!(
+                "SKIP: no {} (BERTHIER_DATA names the folder of the evaluation data)",
+                folder.display()
+            );
+            continue;
+        };
+        for file in files {
+            let text = std::fs::read(file.unwrap().path()).unwrap();
+            let text = String::from_utf8_lossy(&text);
+            // a part from the middle, too: what is in a file's head is not all that is in it
+            let middle = text.char_indices().map(|(at, _)| at).find(|&at| at >= text.len() / 2).unwrap_or(0);
+            for part in [&text[..], &text[middle..]] {
+                texts.extend(part.lines().take(500).map(String::from));
+            }
+        }
+    }
+    for text in &texts {
+        let (found, wanted) =
+            (own.encode("", text, usize::MAX).unwrap(), of_crate.encode_fast(&text[..], true).unwrap());
+        assert_eq!(found.ids, wanted.get_ids(), "{text:.300?}");
+        assert_eq!(found.total_tokens, found.ids.len());
+    }
+    // and a whole file as one text
+    let whole = texts.join("\n");
+    let whole = &whole[..whole.floor_char_boundary(1 << 20)];
+    let found = own.encode("", whole, 512).unwrap();
+    let wanted = of_crate.encode_fast(whole, true).unwrap();
+    assert_eq!((&found.ids[..511], found.total_tokens), (&wanted.get_ids()[..511], wanted.len()));
 }
 
 #[test]

@@ -91,13 +91,14 @@ fn embed(embedder: &Embedder, mut rows: Vec<Row>, dim: usize) -> Result<Computed
     loop {
         let good: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].text.is_ok()).collect();
         let texts: Vec<&str> = rows.iter().filter_map(|r| r.text.as_deref().ok()).collect();
+        let mut counts = Vec::new();
         let result = match dim {
-            0 => count_tokens(embedder, &texts),
-            _ => embedder.embed_into(&texts, &mut vectors[..good.len() * dim]),
+            0 => count_tokens(embedder, &texts).map(|found| counts = found),
+            _ => embedder.embed_into(&texts, &mut vectors[..good.len() * dim], &mut counts),
         };
-        let (counts, (non_finite, why)) = match result {
-            Ok(counts) => (counts, (Vec::new(), "")),
-            Err(Error::NonFinite { rows, why }) => (count_tokens(embedder, &texts)?, (rows, why)),
+        let (non_finite, why) = match result {
+            Ok(()) => (Vec::new(), ""),
+            Err(Error::NonFinite { rows, why }) => (rows, why),
             Err(Error::Row { row, message }) if row < good.len() => {
                 rows[good[row]].text = Err(message);
                 continue;

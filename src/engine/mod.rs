@@ -15,11 +15,13 @@ mod devices;
 mod pool;
 mod run;
 mod stream;
+mod texts;
 mod token_vectors;
 mod vectors;
 
 use devices::Opened;
 use run::{Crew, Ids};
+use texts::{SpareWindows, Texts};
 
 pub use cross_encoder::{CrossEncoder, Ranked, Scores};
 pub use devices::DeviceInfo;
@@ -62,6 +64,7 @@ struct Shared {
     token_vectors: bool,
     /// Token types of sequences that come without, for the longest.
     zeros: Vec<u32>,
+    spare_windows: SpareWindows,
     crew: Crew,
 }
 
@@ -170,6 +173,7 @@ impl Embedder {
                 devices: opened.devices,
                 token_vectors: opened.backends.iter().all(|backend| backend.gives_token_vectors()),
                 zeros: vec![0; desc.longest_sequence()],
+                spare_windows: SpareWindows::default(),
                 crew: Crew::new(opened.backends)?,
                 desc,
             }),
@@ -345,27 +349,44 @@ impl Embedder {
     pub fn embed<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Embeddings> {
         let dim = self.dim();
         let mut data = vec![0.0; texts.len() * dim];
-        let tokens = self.embed_into(texts, &mut data)?;
+        let mut tokens = Vec::with_capacity(texts.len());
+        self.embed_into(texts, &mut data, &mut tokens)?;
         Ok(Embeddings { data, dim, tokens })
     }
 
-    /// The vectors of texts, into the caller's buffer: `[texts.len(), dim]` row-major.
+    /// The vectors of texts, into the caller's buffer: `[texts.len(), dim]` row-major. `tokens` becomes the counts of the
+    /// texts, in its own memory. On the CPU, and with a tokenizer of the BERT kind, calls like those before them, of texts
+    /// up to 128 kB, allocate nothing.
+    ///
+    /// ```no_run
+    /// # let embedder = berthier::Embedder::load(berthier::Options::new("model"))?;
+    /// let (mut vectors, mut tokens) = (vec![0.0; embedder.dim()], Vec::new());
+    /// for line in std::io::stdin().lines().map_while(Result::ok) {
+    ///     embedder.embed_into(&[line], &mut vectors, &mut tokens)?;
+    ///     if tokens[0].truncated() { /* … */ }
+    /// }
+    /// # Ok::<(), berthier::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] with the text that the tokenizer refuses; [`Error::NonFinite`]
-    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right;
+    /// with the rows that came out as NaN or infinity: those rows hold NaN, all others are right, and so are all counts;
     /// [`Error::DeviceLost`] if the last device failed: rows that were not finished hold NaN, all others are
     /// right.
-    pub fn embed_into<S: AsRef<str> + Sync>(&self, texts: &[S], out: &mut [f32]) -> Result<Vec<TokenCount>> {
+    pub fn embed_into<S: AsRef<str> + Sync>(
+        &self,
+        texts: &[S],
+        out: &mut [f32],
+        tokens: &mut Vec<TokenCount>,
+    ) -> Result<()> {
         check_buffer(out, texts.len(), self.dim())?;
-        let mut counts = Vec::with_capacity(texts.len());
+        tokens.clear();
         self.run(self.skip_tokens, out, |first| {
             let window = &texts[first..first + self.window_len(&texts[first..])];
-            let encodings = self.tokenize(window).map_err(|e| e.with_first_row(first))?;
-            counts.extend(encodings.iter().map(|e| TokenCount { used: e.ids.len(), total: e.total_tokens }));
-            Ok(encodings)
-        })?;
-        Ok(counts)
+            let window = Texts::tokenize(self, window).map_err(|e| e.with_first_row(first))?;
+            tokens.extend_from_slice(window.counts());
+            Ok(window)
+        })
     }
 
     /// The vectors of sequences that are tokenised already, special tokens included. Sequence `i` is

@@ -6,12 +6,14 @@
 
 use super::Side;
 use super::class::{CAMEMBERT_EXTRA, CLASS_OF_MODEL, CLASSES, Class};
+use super::vocabulary::Vocabulary;
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Keys of the special tokens, in the order in which the reference adds those that are not there.
 const SPECIAL_KEYS: [&str; 7] =
@@ -47,7 +49,7 @@ pub(super) enum Kind {
 
 #[derive(Debug)]
 pub(super) struct Bert {
-    pub(super) vocab: HashMap<String, u32>,
+    pub(super) vocabulary: Arc<Vocabulary>,
     pub(super) lowercase: bool,
     /// None: as `lowercase`.
     pub(super) strip_accents: Option<bool>,
@@ -133,7 +135,21 @@ struct WordPieceJson {
 
 #[derive(Debug, Deserialize)]
 struct WordPieceModelJson {
-    vocab: HashMap<String, u32>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    vocab: Vocabulary,
+}
+
+/// A model's type alone.
+#[derive(Debug, Deserialize)]
+struct ModelKindJson {
+    model: KindJson,
+}
+
+#[derive(Debug, Deserialize)]
+struct KindJson {
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 /// A JSON file that is an object: `tokenizer_config.json` and its like.
@@ -236,15 +252,15 @@ pub(super) fn read(dir: &Path) -> Result<Recipe> {
             return Err(missing(dir, json_path));
         }
         (Class::Bert | Class::MpNet, json) => {
-            let (path, vocab) = match json {
+            let (path, vocabulary) = match json {
                 Some(json) => (json_path.clone(), json_vocab(&json_path, &json)?),
                 None => match read_if_there(&vocab_path)? {
-                    Some(text) => (vocab_path.clone(), txt_vocab(&vocab_path, &text)?),
+                    Some(text) => (vocab_path.clone(), Vocabulary::from_lines(&vocab_path, &text)?),
                     None => return Err(missing(dir, json_path)),
                 },
             };
             let bert = Bert {
-                vocab,
+                vocabulary: Arc::new(vocabulary),
                 lowercase: config.flag("do_lower_case", true)?,
                 strip_accents: match config.get("strip_accents") {
                     None => None,
@@ -506,20 +522,16 @@ fn check_token(config: &Object, key: &str) -> Result<()> {
     }
 }
 
-fn json_vocab(path: &Path, json: &[u8]) -> Result<HashMap<String, u32>> {
-    /// Only the type, so that another model is named as what it is.
-    #[derive(Deserialize)]
-    struct Kind {
-        model: ModelKind,
-    }
-    #[derive(Deserialize)]
-    struct ModelKind {
-        #[serde(rename = "type")]
-        kind: Option<String>,
-    }
+fn json_vocab(path: &Path, json: &[u8]) -> Result<Vocabulary> {
+    let read: Result<WordPieceJson> = parse(path, json);
+    // where another model's vocabulary is of another form, it is named all the same
+    let kind = match &read {
+        Ok(file) => file.model.kind.clone(),
+        Err(_) => parse::<ModelKindJson>(path, json)?.model.kind,
+    };
     // files of old have no type: then the form of the vocabulary decides
-    match parse::<Kind>(path, json)?.model.kind.as_deref() {
-        Some("WordPiece") | None => Ok(parse::<WordPieceJson>(path, json)?.model.vocab),
+    match kind.as_deref() {
+        Some("WordPiece") | None => Ok(read?.model.vocab),
         Some(kind) => {
             let what = format!("a {kind} vocabulary in a BERT tokenizer, WordPiece needed");
             Err(Error::unsupported(
@@ -528,25 +540,6 @@ fn json_vocab(path: &Path, json: &[u8]) -> Result<HashMap<String, u32>> {
             ))
         }
     }
-}
-
-/// One token a line, its id the line's number from 0. As in the reference, spaces at the end of a line are not
-/// the token's, and of a token that is there twice the last line counts.
-fn txt_vocab(path: &Path, bytes: &[u8]) -> Result<HashMap<String, u32>> {
-    let text = std::str::from_utf8(bytes).map_err(|e| {
-        let line = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-        Error::Tokenizer { path: path.into(), message: format!("line {line} is not UTF-8") }
-    })?;
-    text.lines()
-        .enumerate()
-        .map(|(i, line)| {
-            let id = u32::try_from(i).map_err(|_| Error::Tokenizer {
-                path: path.into(),
-                message: "more than 2^32 lines".into(),
-            })?;
-            Ok((line.trim_end().to_owned(), id))
-        })
-        .collect()
 }
 
 /// There is no vocabulary that can be read; the message knows the files of other kinds.
@@ -594,11 +587,16 @@ fn shown(value: &Value) -> String {
     }
 }
 
+#[cfg(test)]
+pub(super) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
 /// For tests: every text of the goldens, and all of them joined in one.
 #[cfg(test)]
-pub(super) fn fixture_texts(fixtures: &Path) -> Vec<String> {
+pub(super) fn fixture_texts() -> Vec<String> {
     let read = |name: &str| -> Value {
-        let path = fixtures.join(name);
+        let path = fixtures().join(name);
         parse(&path, &std::fs::read(&path).unwrap()).unwrap()
     };
     let (golden, tiny) = (read("minilm/golden.json"), read("tiny_texts.json"));

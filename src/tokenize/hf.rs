@@ -4,87 +4,52 @@
 //! done by [`Tokenizer`](super::Tokenizer), which must count the tokens before the cut. Knows the crate; knows
 //! nothing of files.
 
+use super::build::{self, Built, TakesTokens};
 use super::config::{AddedToken, Bert, Kind, Recipe};
+use super::text::{PIECE_BYTES, TextTokenizer, Tokens, parts_at_spaces, pieces};
+use super::vocabulary::Vocabulary;
+use super::wordpiece::{Normalizer, Parts, WordPiece};
 use super::{PairTemplate, Template};
 use crate::error::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use tokenizers::Model;
-use tokenizers::models::wordpiece::WordPiece;
+use std::sync::Arc;
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::wordpiece::WordPiece as Model;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
-/// Long texts are tokenised in pieces of about this size: the crate takes 100 to 450 bytes of memory for a byte
-/// of text.
-const PIECE_BYTES: usize = 1 << 16;
-
-/// Text to ids, without special tokens around it and without a limit.
+/// Text to ids, without special tokens around it.
 #[derive(Debug)]
-pub(super) struct TextTokenizer {
+pub(super) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     /// Whether a text may be cut before a space without a change of its tokens.
     cut_at_spaces: bool,
 }
 
-impl TextTokenizer {
+impl Tokenizer {
     /// Whether an id is that of a special token.
     pub(super) fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
     }
 
-    /// The ids of a whole text.
-    pub(super) fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        self.ids_in_pieces(text, if self.cut_at_spaces { PIECE_BYTES } else { usize::MAX })
+    /// Gives the ids of a text to `out`.
+    pub(super) fn encode(&self, text: &str, out: &mut Tokens<'_>) -> Result<()> {
+        self.encode_in_pieces(text, if self.cut_at_spaces { PIECE_BYTES } else { usize::MAX }, out)
     }
 
-    fn ids_in_pieces(&self, text: &str, bytes: usize) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
+    fn encode_in_pieces(&self, text: &str, bytes: usize, out: &mut Tokens<'_>) -> Result<()> {
         for piece in pieces(text, bytes) {
             // the fast form: no offsets into the text
             let tokens = guarded(&self.path, || {
                 self.inner.encode_fast(piece, false).map_err(|e| refused(&self.path, e))
             })?;
-            ids.extend_from_slice(tokens.get_ids());
+            tokens.get_ids().iter().for_each(|&id| out.push(id));
         }
-        Ok(ids)
+        Ok(())
     }
-}
-
-/// Cuts a text into pieces of at least `bytes` bytes, but for the last; each cut is before a space or newline.
-fn pieces(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let least = bytes.max(1); // a piece may start with a space, and must not be empty
-        let end = match rest.as_bytes().get(least..) {
-            None => rest.len(),
-            Some(tail) => {
-                tail.iter().position(|b| matches!(b, b' ' | b'\n')).map_or(rest.len(), |i| least + i)
-            }
-        };
-        let (piece, tail) = rest.split_at(end);
-        rest = tail;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
-/// Whether a space always parts tokens, and the parts know nothing of each other.
-///
-/// BERT's normalisation maps characters one by one, but for the order of combining marks, which does not cross
-/// a space; its pre-tokenizer drops spaces and splits there. An added token must not reach across: those with a
-/// space in them would, and so would those that are normalised to something with spaces (CJK).
-fn parts_at_spaces(added: &[AddedToken]) -> bool {
-    added.iter().all(|t| t.content.bytes().all(|b| b.is_ascii_graphic()))
-}
-
-/// The tokenizer, and what it puts around a text and two texts, or why it has no form for two.
-type Built = (TextTokenizer, Template, std::result::Result<PairTemplate, String>);
-
-/// Builds what the files describe. `lowercase_first` is the `do_lower_case` of the transformer module, which
-/// comes before the tokenizer's own normalisation. Every id must be below `vocab_size`.
-pub(super) fn build(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
-    let path = recipe.path.clone();
-    guarded(&path, || build_unguarded(recipe, lowercase_first, vocab_size))
 }
 
 /// Calls what calls the crate, which panics at some files that are wrong: an error like any other.
@@ -101,51 +66,19 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-fn build_unguarded(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
-    let path = recipe.path;
-    let fail = |message: String| Error::Tokenizer { path: path.clone(), message };
+/// As [`build::build`]; what the crate builds and our own code covers goes to that.
+pub(super) fn build(recipe: &Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
+    // the crate panics at some files that are wrong
+    guarded(&recipe.path, || build_unguarded(recipe, lowercase_first, vocab_size))
+}
 
-    let cut_at_spaces = match &recipe.kind {
-        Kind::Json(_) => false,
-        Kind::Bert(_) => parts_at_spaces(&recipe.added),
-    };
-    let highest_of_bert = match &recipe.kind {
-        Kind::Json(_) => None,
-        Kind::Bert(bert) => bert.vocab.values().copied().max(),
-    };
-    let mut inner = match recipe.kind {
-        Kind::Json(json) => tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(&path, e))?,
-        Kind::Bert(bert) => bert_tokenizer(bert).map_err(fail)?,
-    };
-    inner.with_truncation(None).map_err(|e| refused(&path, e))?;
-    inner.with_padding(None);
-    if lowercase_first {
-        let normalizer = lowercased(inner.get_normalizer().cloned());
-        inner.with_normalizer(normalizer).map_err(|e| refused(&path, e))?;
-    }
-    add_tokens(&mut inner, &recipe.added).map_err(fail)?;
-    inner.set_encode_special_tokens(recipe.split_special_tokens);
+fn build_unguarded(recipe: &Recipe, lowercase_first: bool, vocab_size: usize) -> Result<Built> {
+    let path = &recipe.path;
+    let fail = |message| build::fail(recipe, message);
+    let mut inner = crate_tokenizer(recipe, lowercase_first)?;
 
     let (template, pair) = match recipe.around {
-        Some((before, behind)) => {
-            let id = |content: &str| {
-                // a name alone is not enough: it would get an id that the model never saw in training
-                let declared = recipe.added.iter().find(|t| t.content == content).and_then(|t| t.id);
-                let id = inner.get_model().token_to_id(content).or(declared);
-                let missing = || fail(format!("special token '{content}' is not in the vocabulary"));
-                id.map(|id| (id, 0)).ok_or_else(missing)
-            };
-            let (before, behind) = (id(&before)?, id(&behind)?);
-            let second_type = u32::from(recipe.pair_types);
-            let pair = PairTemplate {
-                before: vec![before],
-                first_type: 0,
-                between: vec![behind; recipe.separators],
-                second_type,
-                behind: vec![(behind.0, second_type)],
-            };
-            (Template { prefix: vec![before], type_id: 0, suffix: vec![behind] }, Ok(pair))
-        }
+        Some(_) => build::around(recipe, &inner)?,
         None => {
             let (template, pair) = (template(&inner).map_err(fail)?, pair_template(&inner));
             match recipe.types {
@@ -155,39 +88,126 @@ fn build_unguarded(recipe: Recipe, lowercase_first: bool, vocab_size: usize) -> 
         }
     };
     inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+    let highest = inner.get_vocab(true).into_values().chain(build::specials(&template, &pair)).max();
+    build::check_highest(recipe, highest, vocab_size, |id| inner.id_to_token(id))?;
 
-    let specials = template.prefix.iter().chain(&template.suffix);
-    let of_pair = pair.iter().flat_map(|p| p.before.iter().chain(&p.between).chain(&p.behind));
-    let specials = specials.chain(of_pair).map(|&(id, _)| id);
-    let highest = match highest_of_bert {
-        // the crate gives its vocabulary as a copy, which takes longer than to read the file
-        Some(highest) => {
-            inner.get_added_tokens_decoder().keys().copied().chain(specials).chain([highest]).max()
+    let text = match own(&inner) {
+        Some(own) => TextTokenizer::WordPiece(Box::new(own)),
+        None => {
+            let is_bert = matches!(recipe.kind, Kind::Bert(_));
+            let cut_at_spaces = is_bert && parts_at_spaces(recipe.added.iter().map(|t| &t.content[..]));
+            TextTokenizer::Crate(Box::new(Tokenizer { inner, path: path.clone(), cut_at_spaces }))
         }
-        None => inner.get_vocab(true).into_values().chain(specials).max(),
     };
-    match highest {
-        Some(id) if id as usize >= vocab_size => {
-            let token = inner.id_to_token(id).unwrap_or_default();
-            Err(fail(format!(
-                "token '{token}' has id {id}, but the model has {vocab_size} rows of word embeddings \
-                 (vocab_size in config.json)"
-            )))
-        }
-        Some(_) => Ok((TextTokenizer { inner, path, cut_at_spaces }, template, pair)),
-        None => Err(fail("the vocabulary is empty".into())),
+    Ok((text, template, pair))
+}
+
+/// The crate's tokenizer of a recipe, its post-processor still with it.
+pub(super) fn crate_tokenizer(recipe: &Recipe, lowercase_first: bool) -> Result<tokenizers::Tokenizer> {
+    let path = &recipe.path;
+    let mut inner = match &recipe.kind {
+        Kind::Json(json) => tokenizers::Tokenizer::from_bytes(json).map_err(|e| refused(path, e))?,
+        Kind::Bert(bert) => bert_tokenizer(bert).map_err(|message| build::fail(recipe, message))?,
+    };
+    inner.with_truncation(None).map_err(|e| refused(path, e))?;
+    inner.with_padding(None);
+    if lowercase_first {
+        let normalizer = lowercased(inner.get_normalizer().cloned());
+        inner.with_normalizer(normalizer).map_err(|e| refused(path, e))?;
+    }
+    build::add_tokens(recipe, &mut inner)?;
+    inner.set_encode_special_tokens(recipe.split_special_tokens);
+    Ok(inner)
+}
+
+impl TakesTokens for tokenizers::Tokenizer {
+    fn is_added(&self, content: &str) -> bool {
+        self.get_added_vocabulary().get_vocab().contains_key(content)
+    }
+
+    fn add(&mut self, token: &AddedToken) -> std::result::Result<(), String> {
+        let new = tokenizers::AddedToken::from(token.content.as_str(), token.special)
+            .single_word(token.single_word)
+            .lstrip(token.lstrip)
+            .rstrip(token.rstrip)
+            .normalized(token.normalized);
+        self.add_tokens([new]).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn id(&self, content: &str) -> Option<u32> {
+        self.token_to_id(content)
+    }
+
+    fn vocabulary_id(&self, content: &str) -> Option<u32> {
+        tokenizers::Model::token_to_id(self.get_model(), content)
     }
 }
 
+/// Our own form of a tokenizer that is of the BERT kind in all its parts.
+pub(super) fn own(inner: &tokenizers::Tokenizer) -> Option<WordPiece> {
+    let normalizer = inner.get_normalizer()?;
+    let normalizers = if let NormalizerWrapper::Sequence(sequence) = normalizer {
+        sequence.as_ref()
+    } else {
+        std::slice::from_ref(normalizer)
+    };
+    let (lowercase_first, bert) = match normalizers {
+        [NormalizerWrapper::BertNormalizer(bert)] => (false, bert),
+        [NormalizerWrapper::Lowercase(_), NormalizerWrapper::BertNormalizer(bert)] => (true, bert),
+        _ => return None,
+    };
+    let Some(PreTokenizerWrapper::BertPreTokenizer(_)) = inner.get_pre_tokenizer() else { return None };
+    let ModelWrapper::WordPiece(model) = inner.get_model() else { return None };
+    let parts = Parts {
+        vocabulary: Arc::new(Vocabulary::from_map(&tokenizers::Model::get_vocab(model)).ok()?),
+        normalizer: Normalizer {
+            lowercase_first,
+            clean_text: bert.clean_text,
+            chinese_chars: bert.handle_chinese_chars,
+            strip_accents: bert.strip_accents.unwrap_or(bert.lowercase),
+            lowercase: bert.lowercase,
+        },
+        unk: model.unk_token.clone(),
+        prefix: model.continuing_subword_prefix.clone(),
+        max_chars: model.max_input_chars_per_word,
+    };
+    let added = inner.get_added_vocabulary();
+    let tokens: Vec<_> = inner
+        .get_added_tokens_decoder()
+        .into_iter()
+        .map(|(id, t)| {
+            let token = AddedToken {
+                id: Some(id),
+                content: t.content,
+                single_word: t.single_word,
+                lstrip: t.lstrip,
+                rstrip: t.rstrip,
+                normalized: t.normalized,
+                special: t.special,
+            };
+            (id, token)
+        })
+        .collect();
+    if tokens.len() != added.get_vocab().len() {
+        return None; // two with one id
+    }
+    let special =
+        tokens.iter().map(|(_, t)| &t.content).filter(|c| added.is_special_token(c)).cloned().collect();
+    let mut own = WordPiece::new(parts)?;
+    own.set_added(tokens, special);
+    own.find_added(added.get_encode_special_tokens())
+}
+
 /// The tokenizer that transformers builds for the BERT classes, without added tokens.
-fn bert_tokenizer(bert: Bert) -> std::result::Result<tokenizers::Tokenizer, String> {
-    if !bert.vocab.contains_key(&bert.unk) {
+fn bert_tokenizer(bert: &Bert) -> std::result::Result<tokenizers::Tokenizer, String> {
+    if bert.vocabulary.iter().all(|(token, _)| token != bert.unk) {
         return Err(format!("special token '{}' is not in the vocabulary", bert.unk));
     }
     // the crate does not export the type of its map: an empty one comes from here
-    let mut vocab = WordPiece::read_bytes(b"").map_err(|e| e.to_string())?;
-    vocab.extend(bert.vocab);
-    let model = WordPiece::builder().vocab(vocab).unk_token(bert.unk).build().map_err(|e| e.to_string())?;
+    let mut vocab = Model::read_bytes(b"").map_err(|e| e.to_string())?;
+    vocab.extend(bert.vocabulary.iter().map(|(token, id)| (token.to_owned(), id)));
+    let model =
+        Model::builder().vocab(vocab).unk_token(bert.unk.clone()).build().map_err(|e| e.to_string())?;
     let normalizer = BertNormalizer::new(true, bert.chinese_chars, bert.strip_accents, bert.lowercase);
     let mut inner = tokenizers::Tokenizer::new(model);
     inner.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
@@ -210,32 +230,6 @@ fn lowercased(normalizer: Option<NormalizerWrapper>) -> Option<NormalizerWrapper
     }
     all.extend(rest);
     Some(NormalizerWrapper::Sequence(Sequence::new(all)))
-}
-
-fn add_tokens(inner: &mut tokenizers::Tokenizer, added: &[AddedToken]) -> std::result::Result<(), String> {
-    for token in added {
-        let known = inner.get_added_vocabulary().get_vocab().contains_key(&token.content);
-        // without an id it is no more than a name: flags of a token that is there stay
-        if known && token.id.is_none() {
-            continue;
-        }
-        let content = &token.content;
-        let new = tokenizers::AddedToken::from(content.as_str(), token.special)
-            .single_word(token.single_word)
-            .lstrip(token.lstrip)
-            .rstrip(token.rstrip)
-            .normalized(token.normalized);
-        inner.add_tokens([new]).map_err(|e| format!("added token '{content}': {e}"))?;
-        let found = inner.token_to_id(content);
-        if token.id.is_some() && found != token.id {
-            let [declared, found] = [token.id, found].map(|id| id.map_or("none".into(), |id| id.to_string()));
-            return Err(format!(
-                "added token '{content}' is declared with id {declared}, and gets {found} behind the vocabulary \
-                 (added_tokens, added_tokens_decoder)"
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// What the post-processor puts around a text, learnt from a text of one token.
@@ -281,61 +275,31 @@ fn refused(path: &Path, e: tokenizers::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenize::config;
+    use crate::tokenize::{Side, config};
 
-    fn fixtures() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-    }
-
-    #[test]
-    fn pieces_are_the_text() {
-        for text in config::fixture_texts(&fixtures()) {
-            for bytes in [0, 1, 2, 7, 100, usize::MAX] {
-                assert_eq!(pieces(&text, bytes).collect::<String>(), text);
-                assert!(pieces(&text, bytes).skip(1).all(|p| p.starts_with([' ', '\n'])));
-            }
-        }
-        assert_eq!(pieces("  a b", 0).collect::<Vec<_>>(), [" ", " a", " b"]);
-        assert_eq!(pieces("", 0).count(), 0);
-    }
-
-    #[test]
-    fn unchanged_files_are_not_cut() {
-        let recipe = config::read(&fixtures().join("tokenizers/unchanged-fast")).unwrap();
-        assert!(!build(recipe, false, 1000).unwrap().0.cut_at_spaces);
+    fn tokenizer(name: &str) -> Tokenizer {
+        let recipe = config::read(&config::fixtures().join("tokenizers").join(name)).unwrap();
+        let inner = crate_tokenizer(&recipe, false).unwrap();
+        Tokenizer { inner, path: recipe.path, cut_at_spaces: true }
     }
 
     #[test]
     fn ids_in_pieces_match_whole() {
         let variants = ["plain", "config-cased", "config-keeps-accents", "config-no-chinese", "added-tokens"];
         for name in variants {
-            let dir = fixtures().join("tokenizers").join(name);
-            let (tokenizer, ..) = build(config::read(&dir).unwrap(), false, 1000).unwrap();
-            assert!(tokenizer.cut_at_spaces, "{name}");
-            for text in config::fixture_texts(&fixtures()) {
-                let whole = tokenizer.ids_in_pieces(&text, usize::MAX).unwrap();
+            let tokenizer = tokenizer(name);
+            let ids = |text: &str, bytes: usize| {
+                let mut ids = Vec::new();
+                let mut tokens = Tokens::new(&mut ids, usize::MAX, Side::Right);
+                tokenizer.encode_in_pieces(text, bytes, &mut tokens).unwrap();
+                ids
+            };
+            for text in config::fixture_texts() {
+                let whole = ids(&text, usize::MAX);
                 for bytes in [0, 100] {
-                    let pieces = tokenizer.ids_in_pieces(&text, bytes).unwrap();
-                    assert!(pieces == whole, "{name}: {bytes}: {text:.200?}");
+                    assert!(ids(&text, bytes) == whole, "{name}: {bytes}: {text:.200?}");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn added_tokens_with_spaces_forbid_pieces() {
-        let token = |content: &str| AddedToken {
-            id: None,
-            content: content.into(),
-            single_word: false,
-            lstrip: false,
-            rstrip: false,
-            normalized: true,
-            special: false,
-        };
-        assert!(parts_at_spaces(&[token("[SEP]"), token("<new>")]));
-        for content in ["new york", "中", "a\u{a0}b"] {
-            assert!(!parts_at_spaces(&[token(content)]), "{content}");
         }
     }
 }

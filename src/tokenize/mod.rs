@@ -4,17 +4,25 @@
 //!
 //! `tokenizer.json` alone is not the truth: for the tokenizers of the BERT kind, `tokenizer_config.json` says
 //! how text is normalised, and special tokens come from up to four files. `config` reads the files and settles
-//! which of them wins, `hf` builds the tokenizer from that.
+//! which of them wins, `build` makes the tokenizer of that: `wordpiece`, which is our own, where that gives the ids of
+//! the `tokenizers` crate, and else the crate, which `hf` knows.
 
+mod build;
 mod class;
 mod config;
 mod hf;
 mod pair;
+mod text;
+mod vocabulary;
+mod wordpiece;
 
 use crate::error::Result;
 use crate::model::TokenizerDesc;
 use pair::PairTemplate;
 use std::path::PathBuf;
+use text::{TextTokenizer, Tokens};
+
+pub(crate) use text::Scratch;
 
 /// The token ids of one text, special tokens included, cut to the limit. Never padded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +45,7 @@ impl Encoding {
 /// A model's tokenizer. Shared by threads.
 #[derive(Debug)]
 pub struct Tokenizer {
-    text: hf::TextTokenizer,
+    text: TextTokenizer,
     template: Template,
     /// Or why there is none.
     pair: std::result::Result<PairTemplate, String>,
@@ -84,7 +92,7 @@ impl Tokenizer {
     pub fn load(desc: &TokenizerDesc) -> Result<Self> {
         let recipe = config::read(&desc.dir)?;
         let cut = recipe.cut;
-        let (text, template, pair) = hf::build(recipe, desc.do_lower_case, desc.vocab_size)?;
+        let (text, template, pair) = build::build(&recipe, desc.do_lower_case, desc.vocab_size)?;
         Ok(Self { text, template, pair, dir: desc.dir.clone(), cut })
     }
 
@@ -120,24 +128,39 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the tokenizer refuses the text.
     pub fn encode(&self, prompt: &str, text: &str, max_seq_length: usize) -> Result<Encoding> {
-        let content =
-            if prompt.is_empty() { self.text.ids(text)? } else { self.text.ids(&[prompt, text].concat())? };
-        let total_tokens = content.len() + self.special_tokens();
-        let keep = content.len().min(max_seq_length.saturating_sub(self.special_tokens()));
-        let content = match self.cut {
-            Side::Right => &content[..keep],
-            Side::Left => &content[content.len() - keep..],
-        };
+        // most texts have fewer
+        let guess = max_seq_length.min(self.special_tokens() + (prompt.len() + text.len()) / 3);
+        let [ids, type_ids] = [(); 2].map(|()| Vec::with_capacity(guess));
+        let mut encoding = Encoding { ids, type_ids, total_tokens: 0 };
+        let Encoding { ids, type_ids, .. } = &mut encoding;
+        encoding.total_tokens =
+            self.encode_into(prompt, text, max_seq_length, &mut Scratch::default(), ids, type_ids)?;
+        Ok(encoding)
+    }
 
+    /// As [`encode`](Self::encode), behind what `ids` and `type_ids` hold; gives the tokens of the whole text. With the
+    /// memory of texts as long before it, our own tokenizer takes no other. Behind an error it is not said what was put there.
+    pub(crate) fn encode_into(
+        &self,
+        prompt: &str,
+        text: &str,
+        max_seq_length: usize,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+        type_ids: &mut Vec<u32>,
+    ) -> Result<usize> {
         let Template { prefix, type_id, suffix } = &self.template;
-        let mut ids = Vec::with_capacity(keep + self.special_tokens());
+        let keep = max_seq_length.saturating_sub(self.special_tokens());
         ids.extend(prefix.iter().map(|t| t.0));
-        ids.extend_from_slice(content);
+        let start = ids.len();
+        let mut tokens = Tokens::new(ids, keep, self.cut);
+        self.text.encode(prompt, text, scratch, &mut tokens)?;
+        let total = tokens.finish();
+        let kept = ids.len() - start;
         ids.extend(suffix.iter().map(|t| t.0));
-        let mut type_ids = Vec::with_capacity(ids.len());
         type_ids.extend(prefix.iter().map(|t| t.1));
-        type_ids.extend(std::iter::repeat_n(*type_id, keep));
+        type_ids.extend(std::iter::repeat_n(*type_id, kept));
         type_ids.extend(suffix.iter().map(|t| t.1));
-        Ok(Encoding { ids, type_ids, total_tokens })
+        Ok(total + self.special_tokens())
     }
 }

@@ -1,6 +1,6 @@
 //! Two texts as one sequence, for models that score pairs.
 
-use super::{Encoding, Side, Tokenizer};
+use super::{Encoding, Scratch, Side, Tokenizer, Tokens};
 use crate::error::{Error, Result};
 
 /// The special tokens around and between two texts, as (id, type).
@@ -55,11 +55,18 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the tokenizer refuses a text, or has no form for pairs.
     pub fn encode_pair(&self, first: &str, second: &str, max_seq_length: usize) -> Result<Encoding> {
         let template = self.pair_template()?;
-        let (first, second) = (self.text.ids(first)?, self.text.ids(second)?);
         let specials = template.before.len() + template.between.len() + template.behind.len();
-        let total_tokens = first.len() + second.len() + specials;
         let room = max_seq_length.saturating_sub(specials);
-        let (keep_first, keep_second) = longest_first(first.len(), second.len(), room);
+        let mut scratch = Scratch::default();
+        let mut of = |text: &str| -> Result<_> {
+            let mut ids = Vec::new();
+            let mut tokens = Tokens::new(&mut ids, room, self.cut);
+            self.text.encode("", text, &mut scratch, &mut tokens)?;
+            Ok((tokens.finish(), ids))
+        };
+        let ((first_tokens, first), (second_tokens, second)) = (of(first)?, of(second)?);
+        let total_tokens = first_tokens + second_tokens + specials;
+        let (keep_first, keep_second) = longest_first(first_tokens, second_tokens, room);
         let cut = |ids: Vec<u32>, keep: usize| match self.cut {
             Side::Right => ids[..keep].to_vec(),
             Side::Left => ids[ids.len() - keep..].to_vec(),

@@ -120,14 +120,14 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
 
     let (mut points, mut series) = (Vec::new(), Vec::new());
     for Point { tokens, batch, calls } in Point::all(args, embedder)? {
-        let mut vectors = vec![0.0; batch * embedder.dim()];
+        let (mut vectors, mut counts) = (vec![0.0; batch * embedder.dim()], Vec::new());
         for from in ["text", "ids"] {
             let mut turns = calls.iter().cycle();
             let times = time(&mut arrivals, args.warmup, samples, || match turns.next() {
                 Some(call) if from == "ids" => {
                     embedder.embed_ids_into(&call.ids, &call.offsets, &mut vectors)
                 }
-                Some(call) => embedder.embed_into(&call.texts, &mut vectors).map(drop),
+                Some(call) => embedder.embed_into(&call.texts, &mut vectors, &mut counts),
                 None => Ok(()),
             })?;
             row(&mut table, &format!("{from:<6} {tokens:>6} {batch:>6}"), &times.latency);

@@ -99,7 +99,7 @@ impl<'a> Measured<'a> {
         let mut pass = || -> Result<(), BenchError> {
             match &ids {
                 Some((ids, offsets)) => embedder.embed_ids_into(ids, offsets, &mut vectors)?,
-                None => counts = embedder.embed_into(texts, &mut vectors)?,
+                None => embedder.embed_into(texts, &mut vectors, &mut counts)?,
             }
             Ok(())
         };

@@ -102,7 +102,8 @@ impl<'a> Source<'a> {
         let embedder = self.embedder;
         let bytes: usize = texts.iter().map(|t| t.len()).sum();
         let mut vectors = vec![0.0; texts.len() * embedder.dim()];
-        let (mut cut, mut done, mut position) = (Vec::with_capacity(texts.len()), 0, 0);
+        let (mut cut, mut counts) = (Vec::with_capacity(texts.len()), Vec::new());
+        let (mut done, mut position) = (0, 0);
         let clock = Instant::now();
         let mut speed = Speed { rows: 0, tokens: 0, seconds: 0.0 };
         if !texts.is_empty() {
@@ -111,7 +112,7 @@ impl<'a> Source<'a> {
         while done < texts.len() {
             let block = block(&texts[done..], embedder.window_bytes());
             let out = &mut vectors[done * embedder.dim()..][..block.len() * embedder.dim()];
-            let counts = embedder.embed_into(block, out).map_err(|e| {
+            embedder.embed_into(block, out, &mut counts).map_err(|e| {
                 report.clear();
                 explain(e, block)
             })?;
