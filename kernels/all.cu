@@ -6,4 +6,5 @@
 #include "folded_layernorm.cu"
 #include "attention.cu"
 #include "residual_layernorm.cu"
+#include "rotary.cu"
 #include "pool.cu"

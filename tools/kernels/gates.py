@@ -16,6 +16,7 @@ NARROW = [
     ("(gemm|splitk_reduce)_.*", "STG.64", 1, "the same, of the rows stored"),
     ("attention_.*", "LDGSTS.32", 4, "the additive bias: neighbouring floats of a head's line, at any offset"),
     ("embed_layernorm_.*", "LDG.32", 3, "the token's id, position and type"),
+    ("rotary_.*", "LDG.32", 1, "the token's position"),
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
     ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),
