@@ -7,13 +7,13 @@ use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
     Activation, AttentionBias, AttentionSpan, Dense, FeedForward, LayerGroups, LayerWeights, ModelDesc,
-    Module, Pooling, Positions, Weights,
+    Module, Norms, Pooling, Positions, Weights,
 };
 use std::num::NonZeroUsize;
 
 /// Of fp16, and of bf16 in its place: eight times as coarse.
-const TOLERANCE: f32 = 4e-3;
-const BF16_TOLERANCE: f32 = 8.0 * TOLERANCE;
+pub(crate) const TOLERANCE: f32 = 4e-3;
+pub(crate) const BF16_TOLERANCE: f32 = 8.0 * TOLERANCE;
 /// Kernels of a batch of [`desc`] whose sequences are all short: embedding, two layers of five, last layernorm, pooling.
 pub(crate) const LAUNCHES: usize = 1 + 2 * 5 + 2;
 
@@ -67,20 +67,30 @@ fn backend(
     precision: Precision,
     batch_invariant: bool,
 ) -> Box<dyn Backend> {
+    backend_of(device, desc, &Weights::random(desc, 7), precision, batch_invariant)
+}
+
+pub(crate) fn backend_of(
+    device: Device,
+    desc: &ModelDesc,
+    weights: &Weights,
+    precision: Precision,
+    batch_invariant: bool,
+) -> Box<dyn Backend> {
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
     let options =
         BackendOptions { precision, batch_invariant, max_tokens: Some(512), ..BackendOptions::new(threads) };
-    open(device, desc, &Weights::random(desc, 7), &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
+    open(device, desc, weights, &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
 }
 
 /// Vectors of a backend that has `Weights::random(desc, 7)`, within `tolerance` times the largest component.
 pub(crate) fn matches_reference(desc: &ModelDesc, cuda: &mut dyn Backend, seqlens: &[usize], tolerance: f32) {
     let seqs = sequences(seqlens, desc);
     let rows: Vec<usize> = (0..seqs.len()).collect();
-    compare(desc, cuda, &|| positioned(desc, &rows, &seqs), tolerance);
+    compare(desc, &Weights::random(desc, 7), cuda, &|| positioned(desc, &rows, &seqs), tolerance);
 }
 
-fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -> PackedBatch {
+pub(crate) fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -> PackedBatch {
     let mut batch = PackedBatch::default();
     for &row in rows {
         batch.push_at(row, &seqs[row].0, &seqs[row].1, desc.positions.of(&seqs[row].0));
@@ -88,8 +98,14 @@ fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -
     batch
 }
 
-fn compare(desc: &ModelDesc, cuda: &mut dyn Backend, batch: &dyn Fn() -> PackedBatch, tolerance: f32) {
-    let mut reference = backend(Device::Reference, desc, Precision::Auto, false);
+pub(crate) fn compare(
+    desc: &ModelDesc,
+    weights: &Weights,
+    cuda: &mut dyn Backend,
+    batch: &dyn Fn() -> PackedBatch,
+    tolerance: f32,
+) {
+    let mut reference = backend_of(Device::Reference, desc, weights, Precision::Auto, false);
     for normalize in [false, true] {
         let make = || PackedBatch { normalize, ..batch() };
         let want = run(&mut *reference, make(), desc.dim());
@@ -176,7 +192,7 @@ fn poolings_match_reference() {
             for skip_tokens in [0, 1, 3] {
                 let seqs = sequences(&[2, 9, 70, 3], &desc);
                 let make = || PackedBatch { skip_tokens, ..batch(&[0, 1, 2, 3], &seqs) };
-                compare(&desc, &mut *cuda, &make, TOLERANCE);
+                compare(&desc, &Weights::random(&desc, 7), &mut *cuda, &make, TOLERANCE);
             }
         }
     });
@@ -209,8 +225,8 @@ fn architectures_match_reference() {
     });
 }
 
-/// Vectors of all tokens, of a model that has fewer columns behind the pooling, one that has more, and one whose layernorms
-/// are kernels of their own.
+/// Vectors of all tokens, of a model that has fewer columns behind the pooling, one that has more, one whose layernorms are
+/// kernels of their own, and one that has a norm behind its last layer.
 #[test]
 fn token_vectors_match_reference() {
     on_stand_in("models::token_vectors_match_reference", &[], || {
@@ -220,6 +236,7 @@ fn token_vectors_match_reference() {
             ModelDesc { modules: vec![Module::Dense(dense)], ..desc() },
             ModelDesc { pooling: vec![Pooling::Mean, Pooling::Max], ..desc() },
             ModelDesc { layer_weights: shared, ..desc() },
+            ModelDesc { norms: Norms::Pre, ..desc() },
         ] {
             let seqs = sequences(&[2, 9, 70, 3], &desc);
             let run_tokens = |device: Device| {
@@ -269,7 +286,7 @@ fn modules_match_reference() {
     });
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
@@ -377,7 +394,9 @@ fn graphs_give_the_bits_of_single_launches() {
             activation: Some(Activation::Tanh),
             use_residual: false,
         })];
-        for desc in [deep(), ModelDesc { pooling, modules, ..desc() }] {
+        let positions = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
+        let rotary = ModelDesc { positions, norms: Norms::Pre, ..desc() };
+        for desc in [deep(), ModelDesc { pooling, modules, ..desc() }, rotary] {
             let open = |cuda_graphs| {
                 let precision = Precision::Fp16;
                 let max_tokens = Some(512);

@@ -7,7 +7,7 @@ use super::estimate::Estimate;
 use super::gpu::Gpu;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
-use crate::model::{Activation, LayerWeights, ModelDesc, Norms};
+use crate::model::{Activation, LayerWeights, ModelDesc, Norms, Positions};
 
 /// The sizes of an encoder that its cost depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +18,11 @@ pub struct EncoderShape {
     pub hidden_size: usize,
     /// Width of the feed-forward's inner layer.
     pub intermediate_size: usize,
+    /// Width of its first product: twice that where it is gated.
+    pub inner_width: usize,
     /// Layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Attention heads. Attention that reaches near tokens only is taken for one that reaches all.
     pub num_attention_heads: usize,
     /// Whether the activation costs more than a comparison.
     pub activation: bool,
@@ -28,6 +30,10 @@ pub struct EncoderShape {
     pub normalize: bool,
     /// Whether layernorms can be folded into the products around them.
     pub folds_layernorms: bool,
+    /// Where they are.
+    pub norms: Norms,
+    /// Whether queries and keys are turned by their positions.
+    pub rotary: bool,
 }
 
 impl EncoderShape {
@@ -46,11 +52,14 @@ impl EncoderShape {
             name: name.into(),
             hidden_size,
             intermediate_size,
+            inner_width: intermediate_size,
             num_hidden_layers,
             num_attention_heads,
             activation: true,
             normalize: true,
             folds_layernorms: true,
+            norms: Norms::Post,
+            rotary: false,
         })
     }
 
@@ -60,11 +69,17 @@ impl EncoderShape {
             name: name.into(),
             hidden_size: desc.hidden_size,
             intermediate_size: desc.intermediate_size,
+            inner_width: desc.inner_width(),
             num_hidden_layers: desc.num_hidden_layers,
             num_attention_heads: desc.num_attention_heads,
             activation: desc.hidden_act != Activation::Relu,
             normalize: desc.normalize,
             folds_layernorms: folds_layernorms(desc),
+            norms: desc.norms,
+            rotary: match desc.positions {
+                Positions::FromZero | Positions::AfterPadding { .. } | Positions::None => false,
+                Positions::Rotary { .. } => true,
+            },
         }
     }
 
@@ -75,8 +90,9 @@ impl EncoderShape {
 
     /// Floating point operations to encode a sequence: products with the weights and attention.
     pub fn flops(&self, seqlen: usize) -> f64 {
-        let (h, i, n) = (self.hidden_size as f64, self.intermediate_size as f64, seqlen as f64);
-        self.num_hidden_layers as f64 * (2.0 * n * (4.0 * h * h + 2.0 * h * i) + 4.0 * n * n * h)
+        let (h, n) = (self.hidden_size as f64, seqlen as f64);
+        let i = (self.inner_width + self.intermediate_size) as f64;
+        self.num_hidden_layers as f64 * (2.0 * n * (4.0 * h * h + h * i) + 4.0 * n * n * h)
     }
 
     /// Whether the weights of all layers stay in L2 from one batch to the next, beside a batch's activations.
@@ -87,8 +103,8 @@ impl EncoderShape {
 
     /// Bytes of the weights of all layers, 16 bits each.
     fn weight_bytes(&self) -> usize {
-        let (h, i) = (self.hidden_size, self.intermediate_size);
-        2 * self.num_hidden_layers * (4 * h * h + 2 * h * i)
+        let (h, i) = (self.hidden_size, self.inner_width + self.intermediate_size);
+        2 * self.num_hidden_layers * (4 * h * h + h * i)
     }
 }
 
@@ -112,8 +128,8 @@ impl Choices {
 /// input has been normalised, the others' has not, and weights are folded for one or the other.
 pub(super) fn folds_layernorms(desc: &ModelDesc) -> bool {
     match (desc.norms, desc.layer_weights) {
-        (Norms::Post, LayerWeights::Own) => true,
-        (Norms::Post, LayerWeights::Shared(_)) | (Norms::PostQueryKey | Norms::Pre, _) => false,
+        (Norms::Post | Norms::PostQueryKey | Norms::Pre, LayerWeights::Own) => true,
+        (Norms::Post | Norms::PostQueryKey | Norms::Pre, LayerWeights::Shared(_)) => false,
     }
 }
 
@@ -218,14 +234,28 @@ pub fn network(
     };
     // an input that is normalised on the fly; a result whose residual is, and whose statistics are kept
     let input = |activation| EpilogueKind { activation, normalizes: folded, ..EpilogueKind::default() };
-    let sum = EpilogueKind { residual: true, normalizes: folded, statistics: folded, activation: false };
+    let pre = match shape.norms {
+        Norms::Post | Norms::PostQueryKey => false,
+        Norms::Pre => true,
+    };
+    let normalizes = folded && !pre; // with norms in front, what is added is as it is
+    let sum = EpilogueKind { residual: true, normalizes, statistics: folded, activation: false };
 
-    let norm =
-        |op: &str, bytes: usize| table.row_kernel(op, total_tokens, h, bytes).map(|l| (l.name, l.estimate));
-    let (kernel, estimate) = norm("embed_layernorm", 8 * h)?; // three tables in, one row out
+    let rows = |op: &str, rows: usize, bytes: usize| {
+        table.row_kernel(op, rows, h, bytes).map(|l| (l.name, l.estimate))
+    };
+    let (kernel, estimate) = rows("embed_layernorm", total_tokens, 8 * h)?; // three tables in, one row out
     push("embed", kernel, false, estimate);
     let (kernel, estimate) = gemm(3 * h, h, input(false));
     push("qkv", kernel, true, estimate);
+    if shape.norms == Norms::PostQueryKey {
+        let (kernel, estimate) = rows("residual_layernorm", 2 * total_tokens, 4 * h)?;
+        push("q, k norms", kernel, true, estimate);
+    }
+    if shape.rotary {
+        let launch = table.rotary(total_tokens, h, shape.head_dim());
+        push("rotary", launch.name, true, launch.estimate);
+    }
     let cu_seqlens: Vec<u32> =
         (0..=batch).map(|i| u32::try_from(i * seqlen).expect("fewer than 2^32 tokens")).collect();
     for launch in work_list::attention(table, &cu_seqlens, shape.num_attention_heads, shape.head_dim())? {
@@ -233,17 +263,19 @@ pub fn network(
     }
     let (kernel, estimate) = gemm(h, h, sum);
     push("projection", kernel, true, estimate);
-    let (layernorm, layernorm_estimate) = norm("residual_layernorm", 4 * h)?; // the residual is in the sum already
+    // the residual is in the sum already
+    let (layernorm, layernorm_estimate) = rows("residual_layernorm", total_tokens, 4 * h)?;
     if !folded {
         push("norm", layernorm.clone(), true, layernorm_estimate);
     }
-    let (kernel, estimate) = gemm(inner, h, input(shape.activation));
+    let (kernel, estimate) = gemm(shape.inner_width, h, input(shape.activation));
     push("ffn up", kernel, true, estimate);
     let (kernel, estimate) = gemm(h, inner, sum);
     push("ffn down", kernel, true, estimate);
     if folded {
         push("final norm", "layernorm_from_stats".into(), false, layernorm_estimate);
     } else {
+        // with norms in front, the first layer has one fewer, and there is one behind the last
         push("norm", layernorm, true, layernorm_estimate);
     }
     let pool = table.pool(batch, total_tokens, h, shape.normalize)?;
@@ -312,6 +344,41 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What the families add: kernels and their bytes, a feed-forward whose first product is twice as wide.
+    #[test]
+    fn families_have_the_kernels_that_the_backend_launches() {
+        use crate::model::{AttentionSpan, FeedForward};
+        let base = ModelDesc::default();
+        let steps = |desc: &ModelDesc| {
+            let shape = EncoderShape::of("", desc);
+            let network = network(&table("h200"), &shape, 4, 128, Choices::default()).unwrap();
+            assert!((network.flops / 4.0 / desc.flops(128) - 1.0).abs() < 1e-9, "{desc:?}");
+            let flops: f64 = network.steps.iter().map(|s| s.times as f64 * s.estimate.flops).sum();
+            assert!((flops / network.flops - 1.0).abs() < 1e-9, "{desc:?}");
+            network.steps
+        };
+        let names = |steps: &[Step]| steps.iter().map(|s| s.role).collect::<Vec<_>>();
+        let plain = names(&steps(&base));
+        let with = |role| {
+            let mut names = plain.clone();
+            names.insert(2, role);
+            names
+        };
+        let positions = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
+        let rotary = steps(&ModelDesc { positions, ..base.clone() });
+        assert_eq!(names(&rotary), with("rotary"));
+        let tokens = 4.0 * 128.0;
+        assert_eq!(rotary[2].estimate.bytes, tokens * (8.0 * 768.0 + 4.0 * 64.0));
+        assert_eq!((rotary[2].times, rotary[2].estimate.blocks), (12, 4 * 128 * 768 / 16 / 256));
+        let query_key = steps(&ModelDesc { norms: Norms::PostQueryKey, ..base.clone() });
+        assert_eq!(names(&query_key), with("q, k norms"));
+        assert_eq!(query_key[2].estimate.bytes, tokens * 8.0 * 768.0);
+        let attention_span = AttentionSpan::Mixed { reach: 64, local: vec![true; 12] };
+        let pre = ModelDesc { norms: Norms::Pre, attention_span, ..base.clone() };
+        assert_eq!(names(&steps(&pre)), plain);
+        steps(&ModelDesc { feed_forward: FeedForward::Gated, ..base });
     }
 
     #[test]

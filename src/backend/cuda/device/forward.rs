@@ -6,7 +6,7 @@ use super::slot::Inputs;
 use super::support::{self, MOST_NORMALIZED_COLUMNS};
 use super::weights::{Layer, Layout, Module, Norm, Residual};
 use super::workspace::Workspace;
-use crate::model::{self, FeedForward, ModelDesc, Pooling};
+use crate::model::{self, FeedForward, ModelDesc, Norms, Pooling, Positions};
 
 /// One batch of one model.
 pub(super) struct Forward<'a> {
@@ -24,6 +24,9 @@ impl Forward<'_> {
         let mut x = Rows::finished(self.workspace.x.all());
         for (step, &layer) in self.model.layer_order.iter().enumerate() {
             x = self.layer(x, &self.model.layers[layer], step)?;
+        }
+        if let Some(norm) = &self.model.final_norm {
+            x = self.norm(x.values, norm, self.workspace.statistics(0), self.workspace.x.all())?;
         }
         if let Some(pending) = x.pending {
             self.queue.apply(x.values, pending, [self.inputs.total_tokens, self.desc.hidden_size])?;
@@ -69,22 +72,38 @@ impl Forward<'_> {
         }
     }
 
-    /// From rows in `x` to rows in `x`.
+    /// From rows in `x` to rows in `x`: with norms behind, the last of them may be pending; with norms in front, rows as they
+    /// are, as the residual adds them.
     fn layer<'b>(&self, input: Rows<'b>, layer: &'b Layer, step: usize) -> Called<Rows<'b>> {
         let (queue, desc, ws) = (self.queue, self.desc, self.workspace);
         let rows = self.inputs.total_tokens;
         let (x, y, z, wide) = (ws.x.all(), ws.y.all(), ws.z.all(), ws.wide.all());
         let bias = (self.model.attention_bias, self.model.bias_radius);
         let window = desc.reach(step).unwrap_or(0);
+        let pre = match desc.norms {
+            Norms::Post | Norms::PostQueryKey => false,
+            Norms::Pre => true,
+        };
 
-        queue.product(input, &layer.qkv, After::NOTHING, wide, rows)?;
+        let normed = match &layer.attention_norm {
+            Some(norm) if pre => {
+                // the embeddings have none, and what reads them is not folded
+                let statistics = if layer.qkv.colsum.is_none() { Slice::NONE } else { ws.statistics(0) };
+                self.norm(x, norm, statistics, z)?
+            }
+            _ => input,
+        };
+        queue.product(normed, &layer.qkv, After::NOTHING, wide, rows)?;
+        self.prepare_queries_and_keys(layer, wide, step)?;
         for path in self.inputs.attention.into_iter().filter(|path| path.entries.len() > 0) {
             queue.attention(path, wide, z, [rows, desc.num_attention_heads], bias, window)?;
         }
         let statistics = ws.statistics(1);
         let after = After { statistics, ..After::adding(input) };
         queue.product(Rows::finished(z), &layer.attention_output, after, y, rows)?;
-        let between = self.norm(y, &layer.attention_norm, statistics, z)?;
+        let norm = if pre { Some(&layer.output_norm) } else { layer.attention_norm.as_ref() };
+        let norm = norm.expect("of layers with norms behind, none lacks one");
+        let between = self.norm(y, norm, statistics, z)?;
         let activation = support::activation(desc.hidden_act).expect("`support` refused what has no kernel");
         let gated = desc.feed_forward == FeedForward::Gated;
         queue.product(
@@ -95,12 +114,29 @@ impl Forward<'_> {
             rows,
         )?;
         let statistics = ws.statistics(0);
-        let after = After { statistics, ..After::adding(between) };
+        let residual = if pre { Rows::finished(y) } else { between };
+        let after = After { statistics, ..After::adding(residual) };
         queue.product(Rows::finished(wide), &layer.output, after, x, rows)?;
-        self.norm(x, &layer.output_norm, statistics, x)
+        if pre { Ok(Rows::finished(x)) } else { self.norm(x, &layer.output_norm, statistics, x) }
     }
 
-    /// The layernorm of sums: left to those who use them, or computed now, into `out`.
+    /// What comes between their product and attention: norms, and the turn by their positions.
+    fn prepare_queries_and_keys(&self, layer: &Layer, qkv: Slice<u16>, step: usize) -> Called<()> {
+        let (desc, model, inputs) = (self.desc, self.model, self.inputs);
+        let (rows, hidden) = (inputs.total_tokens, desc.hidden_size);
+        if let Some(norms) = &layer.query_key_norms {
+            self.queue.layernorm_queries_and_keys(qkv, norms, desc.layer_norm_eps, [rows, hidden])?;
+        }
+        match desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } | Positions::None => Ok(()),
+            Positions::Rotary { .. } => {
+                let table = model.rotary[usize::from(desc.reach(step).is_some())];
+                self.queue.rotate(qkv, inputs.tokens.positions, table, [rows, hidden, desc.head_dim()])
+            }
+        }
+    }
+
+    /// The layernorm of sums: left to those who use them, where there are statistics, or computed now, into `out`.
     fn norm<'b>(
         &self,
         sums: Slice<u16>,
@@ -109,7 +145,7 @@ impl Forward<'_> {
         out: Slice<u16>,
     ) -> Called<Rows<'b>> {
         let eps = self.desc.layer_norm_eps;
-        if self.model.folded {
+        if !statistics.is_none() {
             return Ok(Rows { values: sums, pending: Some(Pending { norm, eps, statistics }) });
         }
         self.queue.layernorm(sums, norm, eps, out, [self.inputs.total_tokens, self.desc.hidden_size])?;

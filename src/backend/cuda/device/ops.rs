@@ -234,10 +234,34 @@ impl Queue<'_> {
         out: Slice<u16>,
         [rows, width]: [usize; 2],
     ) -> Called<()> {
-        let launch = self.row_kernel("residual_layernorm", rows, width, 4 * width);
-        holds("rows", x, rows * width);
-        holds("normalised rows", out, rows * width);
-        check_norm(norm, width);
+        self.layernorm_of_parts(x, norm, eps, out, [rows, width], [1, width])
+    }
+
+    /// Layernorms of queries and of keys, each over all heads, in place. `qkv` `[rows, 3 * width]`, the norm `[2, width]`
+    pub(super) fn layernorm_queries_and_keys(
+        &self,
+        qkv: Slice<u16>,
+        norm: &Norm,
+        eps: f32,
+        [rows, width]: [usize; 2],
+    ) -> Called<()> {
+        self.layernorm_of_parts(qkv, norm, eps, qkv, [rows, width], [2, 3 * width])
+    }
+
+    /// Layernorms of the first `parts * width` columns, each part with its own. `x`, `out` `[rows, stride]`
+    fn layernorm_of_parts(
+        &self,
+        x: Slice<u16>,
+        norm: &Norm,
+        eps: f32,
+        out: Slice<u16>,
+        [rows, width]: [usize; 2],
+        [parts, stride]: [usize; 2],
+    ) -> Called<()> {
+        let launch = self.row_kernel("residual_layernorm", parts * rows, width, 4 * width);
+        holds("rows", x, rows * stride);
+        holds("normalised rows", out, rows * stride);
+        check_norm(norm, parts * width);
         // SAFETY: lengths are checked above
         unsafe {
             self.launch(
@@ -250,13 +274,33 @@ impl Queue<'_> {
                     norm.gamma.into(),
                     norm.beta.into(),
                     out.into(),
-                    rows.into(),
+                    (parts * rows).into(),
                     width.into(),
+                    parts.into(),
+                    stride.into(),
                     Argument::Float(eps),
                     Argument::Int(LAYERNORM),
                 ],
             )
         }
+    }
+
+    /// Turns queries and keys by their tokens' positions, in place. `qkv` `[rows, 3 * hidden]`, `table` `[longest, head_dim]`
+    pub(super) fn rotate(
+        &self,
+        qkv: Slice<u16>,
+        positions: Slice<i32>,
+        table: Slice<f32>,
+        [rows, hidden, head_dim]: [usize; 3],
+    ) -> Called<()> {
+        let launch = self.table.rotary(rows, hidden, head_dim);
+        holds("queries, keys and values", qkv, 3 * rows * hidden);
+        holds("positions", positions, rows);
+        holds("a position's angles", table, head_dim);
+        let arguments =
+            [qkv.into(), positions.into(), table.into(), rows.into(), hidden.into(), head_dim.into()];
+        // SAFETY: lengths are checked above; positions are inside the table, which is the seam's promise
+        unsafe { self.launch(&launch.name, launch.grid, launch.dynamic_shared, &arguments) }
     }
 
     /// The layernorm that no product applies, in place. `[rows, width]`
