@@ -7,4 +7,5 @@
 #include "attention.cu"
 #include "residual_layernorm.cu"
 #include "rotary.cu"
+#include "first_rows.cu"
 #include "pool.cu"

@@ -18,7 +18,6 @@
 // Method      Eight partial sums a column, token t - s in part (t - s) mod 8, merged in a fixed order: the bits depend on the
 //             sequence alone, neither on the batch nor on how columns are dealt to blocks. fp32 throughout: fp16 prefix sums
 //             over the batch are known to lose 0.2-0.3 points of STS. Segments as in sentence-transformers' Pooling
-//             cls with half_out, normalize = 0 gathers the first rows, for a last layer computed for those alone.
 #include "numeric.cuh"
 
 enum Pooling { POOL_MEAN, POOL_CLS, POOL_MAX, POOL_MEAN_SQRT_LEN, POOL_WEIGHTED_MEAN, POOL_LAST };

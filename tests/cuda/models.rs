@@ -267,6 +267,52 @@ fn token_vectors_match_reference() {
     });
 }
 
+/// Where only first tokens are pooled, the last layer computes their rows alone, behind its attention: with the bits that they
+/// have among all rows, single launches and graphs alike. Not where a prompt is left out, nor for token vectors.
+#[test]
+fn first_rows_alone_have_the_bits_of_all() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-first-rows.txt");
+    let name = "models::first_rows_alone_have_the_bits_of_all";
+    on_stand_in(name, &[("BERTHIER_EMU_TRACE", trace)], || {
+        let gathers = || std::fs::read_to_string(trace).unwrap_or_default().matches("first_rows").count();
+        let shared = LayerWeights::Shared(LayerGroups { groups: 1, inner: 1 });
+        for desc in [
+            desc(),
+            ModelDesc { norms: Norms::Pre, num_hidden_layers: 1, ..desc() },
+            ModelDesc { layer_weights: shared, hidden_size: 96, num_attention_heads: 3, ..desc() },
+        ] {
+            let _ = std::fs::remove_file(trace);
+            let (h, both) = (desc.hidden_size, vec![Pooling::Cls, Pooling::Mean]);
+            let all = ModelDesc { pooling: both, ..desc.clone() };
+            let first = ModelDesc { pooling: vec![Pooling::Cls], ..desc };
+            let mut all_rows = backend(Device::Cuda(0), &all, Precision::Fp16, true);
+            let mut first_rows = backend(Device::Cuda(0), &first, Precision::Fp16, true);
+            let seqs = sequences(&[5, 40, 1, 100, 17], &first);
+            for rows in [&[0, 1, 2, 3, 4][..], &[2], &[1, 0, 4]] {
+                let want = run(&mut *all_rows, batch(rows, &seqs), 2 * h);
+                let want: Vec<u32> = want.chunks(2 * h).flat_map(|row| bits(&row[..h])).collect();
+                // again and again: both slots are recorded and replayed
+                for _ in 0..6 {
+                    assert_eq!(
+                        bits(&run(&mut *first_rows, batch(rows, &seqs), h)),
+                        want,
+                        "{rows:?} of {first:?}"
+                    );
+                }
+            }
+            let gathered = gathers();
+            assert!(gathered >= 6, "{gathered} batches had their first rows gathered");
+            let prompt = || PackedBatch { skip_tokens: 2, ..batch(&[0, 1, 3], &seqs) };
+            run(&mut *first_rows, prompt(), h);
+            let mut out = vec![f32::NAN; 145 * h];
+            first_rows.submit(PackedBatch { token_vectors: true, ..batch(&[0, 1, 3], &seqs) }).unwrap();
+            first_rows.collect(&mut out).unwrap();
+            assert!(out.iter().all(|v| v.is_finite()));
+            assert_eq!(gathers(), gathered, "all rows are needed");
+        }
+    });
+}
+
 #[test]
 fn modules_match_reference() {
     let dense = |out_features: usize, activation: Option<Activation>, use_residual: bool| {

@@ -434,6 +434,23 @@ impl TileTable {
         RowLaunch { name, grid: [blocks, 1], dynamic_shared: 0, estimate }
     }
 
+    /// How to put the first rows of `batch` sequences, two arrays of them, below each other.
+    pub fn first_rows(&self, batch: usize, hidden: usize) -> RowLaunch {
+        let name = "first_rows".to_owned();
+        let estimate = estimate::rows(
+            &self.gpu,
+            &RowWork {
+                blocks: batch,
+                blocks_per_sm: self.blocks_per_sm(&name, None),
+                block_elements: (2 * hidden) as f64,
+                instructions: 0.5,
+                round_trips: 3.0, // where a sequence begins, its row, the store
+                traffic: Traffic::of((8 * batch * hidden) as f64, true),
+            },
+        );
+        RowLaunch { name, grid: [batch, 1], dynamic_shared: 0, estimate }
+    }
+
     /// How to pool `batch` sequences of `total_tokens` tokens: a block has all columns of a sequence where it also
     /// normalises (then `None` for more than it can take), and few where there would be too few blocks.
     pub fn pool(

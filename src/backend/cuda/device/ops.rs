@@ -154,6 +154,15 @@ pub(super) struct Pool {
     pub(super) column: usize,
 }
 
+/// Where rows of first tokens go, and their statistics.
+#[derive(Clone, Copy)]
+pub(super) struct FirstRows {
+    /// `[batch, hidden]` each
+    pub(super) rows: [Slice<u16>; 2],
+    /// `[batch, ceil(hidden / 64), 2]`
+    pub(super) statistics: Slice<f32>,
+}
+
 /// Vectors, f32 at the end or 16 bits if modules follow.
 pub(super) enum Vectors {
     F32(Slice<f32>),
@@ -300,6 +309,39 @@ impl Queue<'_> {
         let arguments =
             [qkv.into(), positions.into(), table.into(), rows.into(), hidden.into(), head_dim.into()];
         // SAFETY: lengths are checked above; positions are inside the table, which is the seam's promise
+        unsafe { self.launch(&launch.name, launch.grid, launch.dynamic_shared, &arguments) }
+    }
+
+    /// The first token's rows of each sequence, of both `from`, and their statistics if there are some, below each other in `to`.
+    pub(super) fn first_rows(
+        &self,
+        from: [Slice<u16>; 2],
+        statistics: Slice<f32>,
+        cu_seqlens: Slice<i32>,
+        to: FirstRows,
+        [batch, total_tokens, hidden]: [usize; 3],
+    ) -> Called<()> {
+        let launch = self.table.first_rows(batch, hidden);
+        let statistics_len = |rows: usize| 2 * rows * hidden.div_ceil(STATISTICS_COLUMNS);
+        for (from, to) in from.into_iter().zip(to.rows) {
+            holds("rows", from, total_tokens * hidden);
+            holds("first rows", to, batch * hidden);
+        }
+        may_hold("statistics", statistics, statistics_len(total_tokens));
+        holds("statistics of first rows", to.statistics, statistics_len(batch));
+        holds("cu_seqlens", cu_seqlens, batch + 1);
+        let ([x, y], [x_out, y_out]) = (from, to.rows);
+        let arguments = [
+            x.into(),
+            y.into(),
+            statistics.into(),
+            cu_seqlens.into(),
+            x_out.into(),
+            y_out.into(),
+            to.statistics.into(),
+            hidden.into(),
+        ];
+        // SAFETY: lengths are checked above; sequences are within total_tokens
         unsafe { self.launch(&launch.name, launch.grid, launch.dynamic_shared, &arguments) }
     }
 
