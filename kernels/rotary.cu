@@ -36,7 +36,7 @@ template <class T>
 DEV void rotary(half_t* qkv, const int* position_ids, const float* table, int total_tokens, int hidden, int head_dim) {
   const int units = hidden / (2 * VECTOR), unit = blockIdx.x * ROTARY_THREADS + threadIdx.x, token = unit / units;
   if (token >= total_tokens) return;
-  const int half = head_dim / 2, pair = (unit - token * units) * VECTOR;  // the how manieth pair of components of the token
+  const int half = head_dim / 2, pair = (unit - token * units) * VECTOR;  // the first of eight components, counting those of one half of each head
   const int head = pair / half, i = pair - head * half;
   // before the wait: the host wrote both before the first kernel of the batch began
   const float* angles = table + (size_t)position_ids[token] * head_dim + i;
