@@ -6,4 +6,6 @@
 #include "folded_layernorm.cu"
 #include "attention.cu"
 #include "residual_layernorm.cu"
+#include "rotary.cu"
+#include "first_rows.cu"
 #include "pool.cu"

@@ -10,7 +10,7 @@
 //             that several modes stand side by side (then normalize = 0, and l2_normalize follows)
 //             status [batch, gridDim.y] int32, may be null: how many of the values written are NaN or Inf, 0 in a good row;
 //             all of them where the norm does not fit fp32
-// Limits      hidden, out_stride, out_column multiples of 8; at most 8,192 tokens a sequence; block_columns a multiple of 128
+// Limits      hidden, out_stride, out_column multiples of 8; at most 16,384 tokens a sequence; block_columns a multiple of 128
 //             (POOL_COLUMNS), at most 2,048; normalize only with one block a sequence (block_columns >= hidden)
 // Launch      grid (batch, ceil(hidden / block_columns)), 384 threads, 16 block_columns bytes of dynamic shared memory.
 //             l2_normalize: grid ceil(rows / 4), 128 threads, a warp a row
@@ -18,7 +18,6 @@
 // Method      Eight partial sums a column, token t - s in part (t - s) mod 8, merged in a fixed order: the bits depend on the
 //             sequence alone, neither on the batch nor on how columns are dealt to blocks. fp32 throughout: fp16 prefix sums
 //             over the batch are known to lose 0.2-0.3 points of STS. Segments as in sentence-transformers' Pooling
-//             cls with half_out, normalize = 0 gathers the first rows, for a last layer computed for those alone.
 #include "numeric.cuh"
 
 enum Pooling { POOL_MEAN, POOL_CLS, POOL_MAX, POOL_MEAN_SQRT_LEN, POOL_WEIGHTED_MEAN, POOL_LAST };

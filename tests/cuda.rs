@@ -14,6 +14,8 @@ mod counting;
 mod embedder;
 #[path = "cuda/failures.rs"]
 mod failures;
+#[path = "cuda/families.rs"]
+mod families;
 #[path = "common/golden.rs"]
 mod golden;
 #[path = "common/minilm.rs"]

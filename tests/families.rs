@@ -281,7 +281,7 @@ fn rotary_scalings_are_read_and_others_refused() {
     assert_eq!(positions("gte", json!({"rope_scaling": linear, "rope_theta": 50.0})), rotary(50.0, 2.0));
     assert_eq!(positions("gte", json!({"rope_theta": 50.0})), rotary(900.0, 1.0));
     assert_eq!(positions("gte", json!({"rope_parameters": null})), rotary(160_000.0, 1.0));
-    assert_eq!(positions("gte-new", json!({})), rotary(2400.0, 6f64.powf(2.0 / 16.0) as f32));
+    assert_eq!(positions("gte-new", json!({})), rotary(2400.0, 6f64.powf(2.0 / 32.0) as f32));
     assert_eq!(positions("gte-new", json!({"rope_scaling": null})), rotary(400.0, 1.0));
     assert_eq!(positions("gte-new", json!({"rope_scaling": {}, "rope_theta": null})), rotary(10_000.0, 1.0));
     for (changes, named) in [

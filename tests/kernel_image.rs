@@ -182,7 +182,7 @@ fn row_kernels_are_those_of_the_image() {
             }
         }
     }
-    for name in ["pool", "l2_normalize", "layernorm_from_stats"] {
+    for name in ["pool", "l2_normalize", "layernorm_from_stats", "rotary", "first_rows"] {
         assert!(symbols(name).iter().all(|s| Manifest::get().kernels.contains_key(s)), "{name}");
     }
 }

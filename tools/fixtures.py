@@ -713,7 +713,7 @@ def modernberts():
             tokenizer,
         ),
         "modernbert-old-keys": (
-            ModernBertConfig(hidden_size=24, num_attention_heads=1, intermediate_size=20, local_attention=7,
+            ModernBertConfig(hidden_size=32, num_attention_heads=1, intermediate_size=24, local_attention=7,
                              rope_parameters=rope, global_attn_every_n_layers=2, **common),
             tokenizer,
         ),
@@ -831,7 +831,7 @@ def jinas(out, scratch):
     specs = {
         "jina-bert-v2": (False, BertConfig(hidden_size=48, num_attention_heads=6, intermediate_size=37,
                                            feed_forward_type="geglu", **size)),
-        "jina-bert-v2-qk-norm": (True, BertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=44,
+        "jina-bert-v2-qk-norm": (True, BertConfig(hidden_size=64, num_attention_heads=2, intermediate_size=48,
                                                   feed_forward_type="reglu", **size)),
     }
     for seed, (name, (qk_norm, config)) in enumerate(specs.items()):
@@ -981,13 +981,13 @@ def families(out, scratch):
             XLMRobertaTokenizer(vocab=xlm, _spm_precompiled_charsmap=characters, **long),
         ),
         "gte-new": (
-            GteConfig(vocab_size=len(VOCAB), hidden_size=32, num_attention_heads=2, intermediate_size=40, type_vocab_size=0,
+            GteConfig(vocab_size=len(VOCAB), hidden_size=32, num_attention_heads=1, intermediate_size=40, type_vocab_size=0,
                       pad_token_id=0,
-                      rope_parameters={"rope_type": "linear", "rope_theta": 400.0 * 6, "factor": 6.0 ** (2 / 16)}, **rotary),
+                      rope_parameters={"rope_type": "linear", "rope_theta": 400.0 * 6, "factor": 6.0 ** (2 / 32)}, **rotary),
             BertTokenizer(vocab=wordpiece, **long),
         ),
         "jina-embeddings-v3": (
-            JinaEmbeddingsV3Config(vocab_size=len(xlm), hidden_size=32, num_attention_heads=2, intermediate_size=52,
+            JinaEmbeddingsV3Config(vocab_size=len(xlm), hidden_size=32, num_attention_heads=1, intermediate_size=56,
                                    rope_parameters=rope(1200.0), **rotary),
             XLMRobertaTokenizer(vocab=xlm, _spm_precompiled_charsmap=characters, **long),
         ),

@@ -3,7 +3,7 @@
 use crate::models::{self, desc};
 use crate::stand_in::{on_stand_in, without_driver};
 use berthier::backend::{Backend, BackendOptions, Device, Precision, cuda_devices, open};
-use berthier::model::{ModelDesc, Positions, Tensor, Weights};
+use berthier::model::{Activation, ModelDesc, Norms, Tensor, Weights};
 use berthier::{Error, Threads};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -84,11 +84,10 @@ fn a_precision_without_kernels_is_refused() {
     on_stand_in("failures::a_precision_without_kernels_is_refused", &[], || {
         let error = open_small(&BackendOptions { precision: Precision::Fp32, ..options() }).err().unwrap();
         assert!(matches!(error, Error::InvalidOption { name: "precision", .. }), "{error}");
-        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
-        let desc = ModelDesc { positions: rotary, ..desc() };
+        let desc = ModelDesc { hidden_act: Activation::Sigmoid, ..desc() };
         let error = open(Device::Cuda(0), &desc, &Weights::random(&desc, 7), &options()).err().unwrap();
         assert!(
-            matches!(error, Error::Unsupported { .. }) && error.to_string().contains("rotary"),
+            matches!(error, Error::Unsupported { .. }) && error.to_string().contains("Sigmoid"),
             "{error}"
         );
     });
@@ -208,23 +207,31 @@ fn weights_beyond_fp16_lead_to_bf16() {
     });
 }
 
-/// Activations beyond 65504, of weights that fit: found by the probe. With fp16 forced, the rows are not finite.
+/// Activations beyond 65504, of weights that fit: found by the probe. With fp16 forced, the rows are not finite. Inside a
+/// feed-forward, and in the residual stream that norms in front leave as it grows.
 #[test]
 fn activations_beyond_fp16_lead_to_bf16() {
     on_stand_in("failures::activations_beyond_fp16_lead_to_bf16", &[], || {
-        let desc = desc();
-        let mut weights = Weights::random(&desc, 7);
-        let inner = &mut weights.layers[0].intermediate;
-        let shape = inner.weight.shape().to_vec();
-        let values: Vec<f32> = inner.weight.to_f32().iter().map(|v| v * 3e5).collect();
-        inner.weight = Tensor::from_f32("intermediate", &shape, &values);
-        let backend = open(Device::Cuda(0), &desc, &weights, &options()).unwrap();
-        assert_eq!(backend.precision(), Precision::Bf16);
-        let forced = BackendOptions { precision: Precision::Fp16, ..options() };
-        let mut forced = open(Device::Cuda(0), &desc, &weights, &forced).unwrap();
-        assert_eq!(forced.precision(), Precision::Fp16);
-        let out = models::run(&mut *forced, models::batch(&[0], &models::sequences(&[9], &desc)), desc.dim());
-        assert!(out.iter().all(|v| !v.is_finite()), "{out:?}");
+        for (norms, inner, outer) in [(Norms::Post, 3e5, 1.0), (Norms::Pre, 300.0, 3e3)] {
+            let desc = ModelDesc { norms, ..desc() };
+            let mut weights = Weights::random(&desc, 7);
+            let layer = &mut weights.layers[0];
+            for (linear, factor) in [(&mut layer.intermediate, inner), (&mut layer.output, outer)] {
+                let shape = linear.weight.shape().to_vec();
+                let values: Vec<f32> = linear.weight.to_f32().iter().map(|v| v * factor).collect();
+                linear.weight = Tensor::from_f32("a weight", &shape, &values);
+            }
+            let batch = || models::batch(&[0], &models::sequences(&[9], &desc));
+            let mut backend = open(Device::Cuda(0), &desc, &weights, &options()).unwrap();
+            assert_eq!(backend.precision(), Precision::Bf16);
+            let out = models::run(&mut *backend, batch(), desc.dim());
+            assert!(out.iter().all(|v| v.is_finite()), "{out:?}");
+            let forced = BackendOptions { precision: Precision::Fp16, ..options() };
+            let mut forced = open(Device::Cuda(0), &desc, &weights, &forced).unwrap();
+            assert_eq!(forced.precision(), Precision::Fp16);
+            let out = models::run(&mut *forced, batch(), desc.dim());
+            assert!(out.iter().all(|v| !v.is_finite()), "{norms:?}: {out:?}");
+        }
     });
 }
 

@@ -7,13 +7,13 @@ use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
     Activation, AttentionBias, AttentionSpan, Dense, FeedForward, LayerGroups, LayerWeights, ModelDesc,
-    Module, Pooling, Positions, Weights,
+    Module, Norms, Pooling, Positions, Weights,
 };
 use std::num::NonZeroUsize;
 
 /// Of fp16, and of bf16 in its place: eight times as coarse.
-const TOLERANCE: f32 = 4e-3;
-const BF16_TOLERANCE: f32 = 8.0 * TOLERANCE;
+pub(crate) const TOLERANCE: f32 = 4e-3;
+pub(crate) const BF16_TOLERANCE: f32 = 8.0 * TOLERANCE;
 /// Kernels of a batch of [`desc`] whose sequences are all short: embedding, two layers of five, last layernorm, pooling.
 pub(crate) const LAUNCHES: usize = 1 + 2 * 5 + 2;
 
@@ -67,20 +67,30 @@ fn backend(
     precision: Precision,
     batch_invariant: bool,
 ) -> Box<dyn Backend> {
+    backend_of(device, desc, &Weights::random(desc, 7), precision, batch_invariant)
+}
+
+pub(crate) fn backend_of(
+    device: Device,
+    desc: &ModelDesc,
+    weights: &Weights,
+    precision: Precision,
+    batch_invariant: bool,
+) -> Box<dyn Backend> {
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
     let options =
         BackendOptions { precision, batch_invariant, max_tokens: Some(512), ..BackendOptions::new(threads) };
-    open(device, desc, &Weights::random(desc, 7), &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
+    open(device, desc, weights, &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
 }
 
 /// Vectors of a backend that has `Weights::random(desc, 7)`, within `tolerance` times the largest component.
 pub(crate) fn matches_reference(desc: &ModelDesc, cuda: &mut dyn Backend, seqlens: &[usize], tolerance: f32) {
     let seqs = sequences(seqlens, desc);
     let rows: Vec<usize> = (0..seqs.len()).collect();
-    compare(desc, cuda, &|| positioned(desc, &rows, &seqs), tolerance);
+    compare(desc, &Weights::random(desc, 7), cuda, &|| positioned(desc, &rows, &seqs), tolerance);
 }
 
-fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -> PackedBatch {
+pub(crate) fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -> PackedBatch {
     let mut batch = PackedBatch::default();
     for &row in rows {
         batch.push_at(row, &seqs[row].0, &seqs[row].1, desc.positions.of(&seqs[row].0));
@@ -88,8 +98,14 @@ fn positioned(desc: &ModelDesc, rows: &[usize], seqs: &[(Vec<u32>, Vec<u32>)]) -
     batch
 }
 
-fn compare(desc: &ModelDesc, cuda: &mut dyn Backend, batch: &dyn Fn() -> PackedBatch, tolerance: f32) {
-    let mut reference = backend(Device::Reference, desc, Precision::Auto, false);
+pub(crate) fn compare(
+    desc: &ModelDesc,
+    weights: &Weights,
+    cuda: &mut dyn Backend,
+    batch: &dyn Fn() -> PackedBatch,
+    tolerance: f32,
+) {
+    let mut reference = backend_of(Device::Reference, desc, weights, Precision::Auto, false);
     for normalize in [false, true] {
         let make = || PackedBatch { normalize, ..batch() };
         let want = run(&mut *reference, make(), desc.dim());
@@ -176,7 +192,7 @@ fn poolings_match_reference() {
             for skip_tokens in [0, 1, 3] {
                 let seqs = sequences(&[2, 9, 70, 3], &desc);
                 let make = || PackedBatch { skip_tokens, ..batch(&[0, 1, 2, 3], &seqs) };
-                compare(&desc, &mut *cuda, &make, TOLERANCE);
+                compare(&desc, &Weights::random(&desc, 7), &mut *cuda, &make, TOLERANCE);
             }
         }
     });
@@ -209,8 +225,8 @@ fn architectures_match_reference() {
     });
 }
 
-/// Vectors of all tokens, of a model that has fewer columns behind the pooling, one that has more, and one whose layernorms
-/// are kernels of their own.
+/// Vectors of all tokens, of a model that has fewer columns behind the pooling, one that has more, one whose layernorms are
+/// kernels of their own, and one that has a norm behind its last layer.
 #[test]
 fn token_vectors_match_reference() {
     on_stand_in("models::token_vectors_match_reference", &[], || {
@@ -220,6 +236,7 @@ fn token_vectors_match_reference() {
             ModelDesc { modules: vec![Module::Dense(dense)], ..desc() },
             ModelDesc { pooling: vec![Pooling::Mean, Pooling::Max], ..desc() },
             ModelDesc { layer_weights: shared, ..desc() },
+            ModelDesc { norms: Norms::Pre, ..desc() },
         ] {
             let seqs = sequences(&[2, 9, 70, 3], &desc);
             let run_tokens = |device: Device| {
@@ -250,6 +267,52 @@ fn token_vectors_match_reference() {
     });
 }
 
+/// Where only first tokens are pooled, the last layer computes their rows alone, behind its attention: with the bits that they
+/// have among all rows, single launches and graphs alike. Not where a prompt is left out, nor for token vectors.
+#[test]
+fn first_rows_alone_have_the_bits_of_all() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/cuda-first-rows.txt");
+    let name = "models::first_rows_alone_have_the_bits_of_all";
+    on_stand_in(name, &[("BERTHIER_EMU_TRACE", trace)], || {
+        let gathers = || std::fs::read_to_string(trace).unwrap_or_default().matches("first_rows").count();
+        let shared = LayerWeights::Shared(LayerGroups { groups: 1, inner: 1 });
+        for desc in [
+            desc(),
+            ModelDesc { norms: Norms::Pre, num_hidden_layers: 1, ..desc() },
+            ModelDesc { layer_weights: shared, hidden_size: 96, num_attention_heads: 3, ..desc() },
+        ] {
+            let _ = std::fs::remove_file(trace);
+            let (h, both) = (desc.hidden_size, vec![Pooling::Cls, Pooling::Mean]);
+            let all = ModelDesc { pooling: both, ..desc.clone() };
+            let first = ModelDesc { pooling: vec![Pooling::Cls], ..desc };
+            let mut all_rows = backend(Device::Cuda(0), &all, Precision::Fp16, true);
+            let mut first_rows = backend(Device::Cuda(0), &first, Precision::Fp16, true);
+            let seqs = sequences(&[5, 40, 1, 100, 17], &first);
+            for rows in [&[0, 1, 2, 3, 4][..], &[2], &[1, 0, 4]] {
+                let want = run(&mut *all_rows, batch(rows, &seqs), 2 * h);
+                let want: Vec<u32> = want.chunks(2 * h).flat_map(|row| bits(&row[..h])).collect();
+                // again and again: both slots are recorded and replayed
+                for _ in 0..6 {
+                    assert_eq!(
+                        bits(&run(&mut *first_rows, batch(rows, &seqs), h)),
+                        want,
+                        "{rows:?} of {first:?}"
+                    );
+                }
+            }
+            let gathered = gathers();
+            assert!(gathered >= 6, "{gathered} batches had their first rows gathered");
+            let prompt = || PackedBatch { skip_tokens: 2, ..batch(&[0, 1, 3], &seqs) };
+            run(&mut *first_rows, prompt(), h);
+            let mut out = vec![f32::NAN; 145 * h];
+            first_rows.submit(PackedBatch { token_vectors: true, ..batch(&[0, 1, 3], &seqs) }).unwrap();
+            first_rows.collect(&mut out).unwrap();
+            assert!(out.iter().all(|v| v.is_finite()));
+            assert_eq!(gathers(), gathered, "all rows are needed");
+        }
+    });
+}
+
 #[test]
 fn modules_match_reference() {
     let dense = |out_features: usize, activation: Option<Activation>, use_residual: bool| {
@@ -269,7 +332,7 @@ fn modules_match_reference() {
     });
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
@@ -377,7 +440,9 @@ fn graphs_give_the_bits_of_single_launches() {
             activation: Some(Activation::Tanh),
             use_residual: false,
         })];
-        for desc in [deep(), ModelDesc { pooling, modules, ..desc() }] {
+        let positions = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
+        let rotary = ModelDesc { positions, norms: Norms::Pre, ..desc() };
+        for desc in [deep(), ModelDesc { pooling, modules, ..desc() }, rotary] {
             let open = |cuda_graphs| {
                 let precision = Precision::Fp16;
                 let max_tokens = Some(512);

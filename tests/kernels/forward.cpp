@@ -377,7 +377,7 @@ template <class T> class Encoder {
   }
   void normalize(const Guarded<half_t>& x, const half_t* residual, const Guarded<float>& gamma, const Guarded<float>& beta, Guarded<half_t>& out) {
     launch(pick(residual_layernorm_h512_f16, residual_layernorm_h512_bf16), {ceil_div(rows_, 4)}, {ROW_THREADS}, 0, x.data(), residual, gamma.data(),
-           beta.data(), out.data(), rows_, HIDDEN, EPS, (int)ROW_LAYERNORM);
+           beta.data(), out.data(), rows_, HIDDEN, 1, HIDDEN, EPS, (int)ROW_LAYERNORM);
   }
   // Up to 64 tokens by the short kernel, the rest by the streaming one: by length alone, so that the batch does not matter.
   void attention(const Guarded<half_t>& qkv, Guarded<half_t>& context, const std::vector<int>& cu) {

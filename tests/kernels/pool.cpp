@@ -264,8 +264,8 @@ template <class T> static void add_cases() {
       add_case(format("%s %s, %d", t, names[mode], hidden), [=] { matches_reference<T>(few, hidden, {mode, true}); }, hidden == 136 ? QUICK : SLOW);
     add_case(format("%s %s, 4096 in slices", t, names[mode]), [=] { Request q{mode, false}; q.block_columns = 1024; matches_reference<T>(few, 4096, q); });
   }
-  add_case(format("%s mean of 8192 tokens", t), [=] { matches_reference<T>({8192}, 384, {POOL_MEAN, false}); });
-  add_case(format("%s weighted mean of 8192 tokens", t), [=] { matches_reference<T>({8192}, 128, {POOL_WEIGHTED_MEAN, true}); });
+  add_case(format("%s mean of 16384 tokens", t), [=] { matches_reference<T>({16384}, 384, {POOL_MEAN, false}); });
+  add_case(format("%s weighted mean of 16384 tokens", t), [=] { matches_reference<T>({16384}, 128, {POOL_WEIGHTED_MEAN, true}); });
   add_case(format("%s modes side by side", t), [] { modes_stand_side_by_side<T>(false); }, QUICK);
   add_case(format("%s modes side by side, 16-bit result", t), [] { modes_stand_side_by_side<T>(true); });
   add_case(format("%s fused and separate normalisation", t), both_normalisations_agree<T>);

@@ -2,7 +2,7 @@
 #include "../../kernels/residual_layernorm.cu"
 #include "layernorm_reference.h"
 
-typedef void (*Kernel)(const half_t*, const half_t*, const float*, const float*, half_t*, int, int, float, int);
+typedef void (*Kernel)(const half_t*, const half_t*, const float*, const float*, half_t*, int, int, int, int, float, int);
 struct Variant { int widest, rows_a_block, threads; Kernel f16, bf16; };
 static const Variant variants[] = {
     {512, 4, ROW_THREADS, residual_layernorm_h512_f16, residual_layernorm_h512_bf16},
@@ -18,7 +18,7 @@ template <class T>
 static void run(const Variant& v, const half_t* x, const half_t* residual, const float* gamma, const float* beta, half_t* out, int rows,
                 int hidden, const NormSpec& s) {
   launch(std::is_same<T, F16>::value ? v.f16 : v.bf16, {(unsigned)((rows + v.rows_a_block - 1) / v.rows_a_block)}, {(unsigned)v.threads}, 0, x,
-         residual, s.gamma ? gamma : nullptr, s.beta ? beta : nullptr, out, rows, hidden, s.eps, (int)s.kind);
+         residual, s.gamma ? gamma : nullptr, s.beta ? beta : nullptr, out, rows, hidden, 1, hidden, s.eps, (int)s.kind);
 }
 
 struct Inputs {
@@ -64,6 +64,31 @@ static void variants_agree() {
     run<F16>(variants[1], x.data(), residual.data(), gamma.data(), beta.data(), b.data(), 5, hidden, {});
     check_same_bits("variants", a.data(), b.data(), a.bytes());
   }
+}
+
+// Queries and keys beside their values: two norms in one launch, in place, with the bits of rows on their own.
+template <class T> static void rows_side_by_side(int hidden) {
+  Random r(case_seed);
+  const int tokens = 7, stride = 3 * hidden;
+  const Variant& v = narrowest(hidden);
+  std::vector<half_t> qkv = r.normals16<T>((size_t)tokens * stride, 1.5f, 0.3f);
+  Guarded<float> gamma(r.normals(2 * hidden, 0.3f, 1), "gamma"), beta(r.normals(2 * hidden, 0.2f), "beta");
+  Guarded<half_t> place(qkv.size(), "qkv", 16);
+  memcpy(place.data(), qkv.data(), place.bytes());
+  launch(std::is_same<T, F16>::value ? v.f16 : v.bf16, {(unsigned)((2 * tokens + v.rows_a_block - 1) / v.rows_a_block)}, {(unsigned)v.threads}, 0,
+         place.data(), (const half_t*)nullptr, gamma.data(), beta.data(), place.data(), 2 * tokens, hidden, 2, stride, 1e-5f, (int)ROW_LAYERNORM);
+  for (int token = 0; token < tokens; token++)
+    for (int part = 0; part < 3; part++) {
+      const size_t at = (size_t)token * stride + part * hidden;
+      std::vector<half_t> row(qkv.begin() + (long)at, qkv.begin() + (long)(at + hidden));
+      Guarded<half_t> x(row, "a row"), out(hidden, "its norm");
+      if (part == 2) {
+        check_same_bits("values", &place[at], x.data(), x.bytes());
+        continue;
+      }
+      run<T>(v, x.data(), nullptr, gamma.data() + part * hidden, beta.data() + part * hidden, out.data(), 1, hidden, {ROW_LAYERNORM, 1e-5f});
+      check_same_bits("a row among others", &place[at], out.data(), out.bytes());
+    }
 }
 
 static void writes_over_its_input() {
@@ -225,6 +250,7 @@ template <class T> static void add_cases() {
     for (RowNormKind kind : {ROW_LAYERNORM, ROW_RMSNORM})
       add_case(format("%s a NaN or Inf row stays alone, variant %d, norm %d", t, variants[v].widest, kind),
                [=] { a_bad_row_stays_alone<T>(variants[v], kind); }, QUICK);
+  for (int hidden : {8, 384, 1024, 1032}) add_case(format("%s queries and keys of %d", t, hidden), [=] { rows_side_by_side<T>(hidden); }, hidden == 384 ? QUICK : SLOW);
   add_case(format("%s difficult: mean 10 x spread", t), [] { difficult_rows<T>(10, 1, false); });
   add_case(format("%s difficult: mean 100 x spread", t), [] { difficult_rows<T>(100, 1, false); });
   add_case(format("%s difficult: mean 1,000 x spread", t), [] { difficult_rows<T>(1000, 1, false); });

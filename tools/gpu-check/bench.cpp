@@ -232,8 +232,15 @@ static void add_rows(const Encoder& e, int tokens) {
     add(narrow ? "residual_layernorm_h512" : "residual_layernorm_h1024", second ? "add_norm" : "norm", (second ? 3.0 : 2.0) * all, 3 * all + 16384, [=](Arena& arena) {
       half_t *x = arena.take<half_t>((size_t)tokens * h), *residual = arena.take<half_t>((size_t)tokens * h), *out = arena.take<half_t>((size_t)tokens * h);
       float *gamma = arena.take<float>((size_t)h), *beta = arena.take<float>((size_t)h);
-      return std::vector<Launch>{make(narrow ? residual_layernorm_h512_f16 : residual_layernorm_h1024_f16, ceil_div(tokens, 4), 1, 0, x, second ? residual : nullptr, gamma, beta, out, tokens, h, 1e-12f, (int)ROW_LAYERNORM)};
+      return std::vector<Launch>{make(narrow ? residual_layernorm_h512_f16 : residual_layernorm_h1024_f16, ceil_div(tokens, 4), 1, 0, x, second ? residual : nullptr, gamma, beta, out, tokens, h, 1, h, 1e-12f, (int)ROW_LAYERNORM)};
     });
+  add("rotary", "rotary", 4.0 * all, 3 * all + (size_t)tokens * 4 + 512 * 4 * (size_t)(h / e.heads) + 16384, [=](Arena& arena) {
+    std::vector<int> positions;
+    for (int i = 0; i < tokens; i++) positions.push_back(i % 128);
+    half_t* qkv = arena.take<half_t>((size_t)tokens * 3 * h);
+    float* table = arena.take<float>((size_t)512 * (h / e.heads));
+    return std::vector<Launch>{make(rotary_f16, ceil_div((long)tokens * h / 16, ROTARY_THREADS), 1, 0, qkv, arena.put(positions), table, tokens, h, h / e.heads)};
+  });
   for (int length : {16, 128})
     if (length <= tokens) add("pool", length == 16 ? "pool_16" : "pool_128", (double)all + 4.0 * h * tokens / length, all + (size_t)h * 4 * (tokens / length) + (size_t)tokens + 16384, [=](Arena& arena) {
       const int sequences = tokens / length, columns = (int)ceil_div(h, POOL_COLUMNS) * POOL_COLUMNS;

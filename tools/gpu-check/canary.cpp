@@ -5,7 +5,7 @@
 
 static void run(const half_t* x, half_t* out, int rows) {
   launch(residual_layernorm_h512_f16, {(unsigned)(rows + 3) / 4}, {ROW_THREADS}, 0, x, (const half_t*)nullptr, (const float*)nullptr, (const float*)nullptr,
-         out, rows, 384, 1e-12f, (int)ROW_LAYERNORM);
+         out, rows, 384, 1, 384, 1e-12f, (int)ROW_LAYERNORM);
 }
 static const int registered = [] {
   add_case("a row behind the output", [] {

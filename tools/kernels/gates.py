@@ -12,10 +12,12 @@ MAX_IMAGE_BYTES = 1_000_000
 # Global accesses are 16 bytes a lane, except for: (kernels, access, most of them in the code of one, what they are).
 # None of these is of a matrix or a row of activations.
 NARROW = [
-    ("(gemm|splitk_reduce|layernorm_from_stats)_.*", "LDG.64", 8, "statistics: mean and M2 of 64 columns of a row"),
-    ("(gemm|splitk_reduce)_.*", "STG.64", 1, "the same, of the rows stored"),
+    ("(gemm|splitk_reduce|layernorm_from_stats|first_rows)_.*", "LDG.64", 8, "statistics: mean and M2 of 64 columns of a row"),
+    ("(gemm|splitk_reduce|first_rows)_.*", "STG.64", 1, "the same, of the rows stored"),
+    ("first_rows_.*", "LDG.32", 2, "cu_seqlens"),
     ("attention_.*", "LDGSTS.32", 4, "the additive bias: neighbouring floats of a head's line, at any offset"),
     ("embed_layernorm_.*", "LDG.32", 3, "the token's id, position and type"),
+    ("rotary_.*", "LDG.32", 1, "the token's position"),
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
     ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),

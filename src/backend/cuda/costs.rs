@@ -7,7 +7,7 @@ use super::estimate::Estimate;
 use super::gpu::Gpu;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
-use crate::model::{Activation, LayerWeights, ModelDesc, Norms};
+use crate::model::{Activation, LayerWeights, ModelDesc, Norms, Pooling, Positions};
 
 /// The sizes of an encoder that its cost depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +18,11 @@ pub struct EncoderShape {
     pub hidden_size: usize,
     /// Width of the feed-forward's inner layer.
     pub intermediate_size: usize,
+    /// Width of its first product: twice that where it is gated.
+    pub inner_width: usize,
     /// Layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Attention heads. Attention that reaches near tokens only is taken for one that reaches all.
     pub num_attention_heads: usize,
     /// Whether the activation costs more than a comparison.
     pub activation: bool,
@@ -28,6 +30,12 @@ pub struct EncoderShape {
     pub normalize: bool,
     /// Whether layernorms can be folded into the products around them.
     pub folds_layernorms: bool,
+    /// Where they are.
+    pub norms: Norms,
+    /// Whether queries and keys are turned by their positions.
+    pub rotary: bool,
+    /// Whether the last layer goes on with first tokens' rows alone, behind its attention.
+    pub pools_first_rows: bool,
 }
 
 impl EncoderShape {
@@ -46,11 +54,15 @@ impl EncoderShape {
             name: name.into(),
             hidden_size,
             intermediate_size,
+            inner_width: intermediate_size,
             num_hidden_layers,
             num_attention_heads,
             activation: true,
             normalize: true,
             folds_layernorms: true,
+            norms: Norms::Post,
+            rotary: false,
+            pools_first_rows: false,
         })
     }
 
@@ -60,11 +72,18 @@ impl EncoderShape {
             name: name.into(),
             hidden_size: desc.hidden_size,
             intermediate_size: desc.intermediate_size,
+            inner_width: desc.inner_width(),
             num_hidden_layers: desc.num_hidden_layers,
             num_attention_heads: desc.num_attention_heads,
             activation: desc.hidden_act != Activation::Relu,
             normalize: desc.normalize,
             folds_layernorms: folds_layernorms(desc),
+            norms: desc.norms,
+            rotary: match desc.positions {
+                Positions::FromZero | Positions::AfterPadding { .. } | Positions::None => false,
+                Positions::Rotary { .. } => true,
+            },
+            pools_first_rows: pools_first_rows(desc),
         }
     }
 
@@ -75,8 +94,11 @@ impl EncoderShape {
 
     /// Floating point operations to encode a sequence: products with the weights and attention.
     pub fn flops(&self, seqlen: usize) -> f64 {
-        let (h, i, n) = (self.hidden_size as f64, self.intermediate_size as f64, seqlen as f64);
-        self.num_hidden_layers as f64 * (2.0 * n * (4.0 * h * h + 2.0 * h * i) + 4.0 * n * n * h)
+        let (h, n, layers) = (self.hidden_size as f64, seqlen as f64, self.num_hidden_layers as f64);
+        let i = (self.inner_width + self.intermediate_size) as f64;
+        let behind_attention = 2.0 * (h * h + h * i); // of a token
+        let spared = if self.pools_first_rows { (n - 1.0) * behind_attention } else { 0.0 };
+        layers * (n * (6.0 * h * h + behind_attention) + 4.0 * n * n * h) - spared
     }
 
     /// Whether the weights of all layers stay in L2 from one batch to the next, beside a batch's activations.
@@ -87,8 +109,8 @@ impl EncoderShape {
 
     /// Bytes of the weights of all layers, 16 bits each.
     fn weight_bytes(&self) -> usize {
-        let (h, i) = (self.hidden_size, self.intermediate_size);
-        2 * self.num_hidden_layers * (4 * h * h + 2 * h * i)
+        let (h, i) = (self.hidden_size, self.inner_width + self.intermediate_size);
+        2 * self.num_hidden_layers * (4 * h * h + h * i)
     }
 }
 
@@ -112,9 +134,15 @@ impl Choices {
 /// input has been normalised, the others' has not, and weights are folded for one or the other.
 pub(super) fn folds_layernorms(desc: &ModelDesc) -> bool {
     match (desc.norms, desc.layer_weights) {
-        (Norms::Post, LayerWeights::Own) => true,
-        (Norms::Post, LayerWeights::Shared(_)) | (Norms::PostQueryKey | Norms::Pre, _) => false,
+        (Norms::Post | Norms::PostQueryKey | Norms::Pre, LayerWeights::Own) => true,
+        (Norms::Post | Norms::PostQueryKey | Norms::Pre, LayerWeights::Shared(_)) => false,
     }
+}
+
+/// Whether nothing but first tokens' vectors is pooled, so that the last layer needs no others behind its attention: where no
+/// vectors of tokens are asked for, and no tokens are left out.
+pub(super) fn pools_first_rows(desc: &ModelDesc) -> bool {
+    desc.pooling == [Pooling::Cls] && desc.pooled_layers == 1
 }
 
 /// One kernel of a network.
@@ -195,15 +223,14 @@ pub fn network(
     let folded = choices.folds(shape);
     let mut steps = Vec::new();
     // of a product, the kernel's name ends in " / " and the number of parts
-    let mut push = |role, kernel: String, of_layer, estimate| {
+    let mut push = |role, kernel: String, times, of_layer, estimate| {
         let launches = if kernel.contains(" / ") { 2 } else { 1 };
-        let times = if of_layer { layers } else { 1 };
         steps.push(Step { role, kernel, times, launches, of_layer, estimate });
     };
 
-    let gemm = |n, k, epilogue| {
+    let gemm = |m, n, k, epilogue| {
         let launch = table.gemm(&Gemm {
-            m: total_tokens,
+            m,
             n,
             k,
             epilogue,
@@ -218,36 +245,67 @@ pub fn network(
     };
     // an input that is normalised on the fly; a result whose residual is, and whose statistics are kept
     let input = |activation| EpilogueKind { activation, normalizes: folded, ..EpilogueKind::default() };
-    let sum = EpilogueKind { residual: true, normalizes: folded, statistics: folded, activation: false };
+    let pre = match shape.norms {
+        Norms::Post | Norms::PostQueryKey => false,
+        Norms::Pre => true,
+    };
+    let normalizes = folded && !pre; // with norms in front, what is added is as it is
+    let sum = EpilogueKind { residual: true, normalizes, statistics: folded, activation: false };
 
-    let norm =
-        |op: &str, bytes: usize| table.row_kernel(op, total_tokens, h, bytes).map(|l| (l.name, l.estimate));
-    let (kernel, estimate) = norm("embed_layernorm", 8 * h)?; // three tables in, one row out
-    push("embed", kernel, false, estimate);
-    let (kernel, estimate) = gemm(3 * h, h, input(false));
-    push("qkv", kernel, true, estimate);
+    let rows = |op: &str, rows: usize, bytes: usize| {
+        table.row_kernel(op, rows, h, bytes).map(|l| (l.name, l.estimate))
+    };
+    let (kernel, estimate) = rows("embed_layernorm", total_tokens, 8 * h)?; // three tables in, one row out
+    push("embed", kernel, 1, false, estimate);
+    let (kernel, estimate) = gemm(total_tokens, 3 * h, h, input(false));
+    push("qkv", kernel, layers, true, estimate);
+    if shape.norms == Norms::PostQueryKey {
+        let (kernel, estimate) = rows("residual_layernorm", 2 * total_tokens, 4 * h)?;
+        push("q, k norms", kernel, layers, true, estimate);
+    }
+    if shape.rotary {
+        let launch = table.rotary(total_tokens, h, shape.head_dim());
+        push("rotary", launch.name, layers, true, launch.estimate);
+    }
     let cu_seqlens: Vec<u32> =
         (0..=batch).map(|i| u32::try_from(i * seqlen).expect("fewer than 2^32 tokens")).collect();
     for launch in work_list::attention(table, &cu_seqlens, shape.num_attention_heads, shape.head_dim())? {
-        push("attention", launch.tile.name.into(), true, launch.estimate);
+        push("attention", launch.tile.name.into(), layers, true, launch.estimate);
     }
-    let (kernel, estimate) = gemm(h, h, sum);
-    push("projection", kernel, true, estimate);
-    let (layernorm, layernorm_estimate) = norm("residual_layernorm", 4 * h)?; // the residual is in the sum already
-    if !folded {
-        push("norm", layernorm.clone(), true, layernorm_estimate);
+    // behind its attention a layer computes all rows, and the last one perhaps first tokens' alone
+    let last = usize::from(shape.pools_first_rows);
+    if last > 0 {
+        let launch = table.first_rows(batch, h);
+        push("first rows", launch.name, 1, false, launch.estimate);
     }
-    let (kernel, estimate) = gemm(inner, h, input(shape.activation));
-    push("ffn up", kernel, true, estimate);
-    let (kernel, estimate) = gemm(h, inner, sum);
-    push("ffn down", kernel, true, estimate);
+    let pooled_rows = if last > 0 { batch } else { total_tokens };
+    let all = (["projection", "norm", "ffn up", "ffn down"], total_tokens, layers - last, true);
+    let of_first_rows = (["last proj", "last norm", "last up", "last down"], batch, last, false);
+    for ([projection, norm, up, down], m, times, of_layer) in [all, of_first_rows] {
+        if times == 0 {
+            continue;
+        }
+        let (kernel, estimate) = gemm(m, h, h, sum);
+        push(projection, kernel, times, of_layer, estimate);
+        // the residual is in the sum already; with norms in front the first layer has one fewer, and one is behind the last
+        let (layernorm, layernorm_estimate) = rows("residual_layernorm", m, 4 * h)?;
+        if !folded {
+            push(norm, layernorm.clone(), times, of_layer, layernorm_estimate);
+        }
+        let (kernel, estimate) = gemm(m, shape.inner_width, h, input(shape.activation));
+        push(up, kernel, times, of_layer, estimate);
+        let (kernel, estimate) = gemm(m, h, inner, sum);
+        push(down, kernel, times, of_layer, estimate);
+        if !folded {
+            push(norm, layernorm, times, of_layer, layernorm_estimate);
+        }
+    }
     if folded {
-        push("final norm", "layernorm_from_stats".into(), false, layernorm_estimate);
-    } else {
-        push("norm", layernorm, true, layernorm_estimate);
+        let (_, estimate) = rows("residual_layernorm", pooled_rows, 4 * h)?;
+        push("final norm", "layernorm_from_stats".into(), 1, false, estimate);
     }
-    let pool = table.pool(batch, total_tokens, h, shape.normalize)?;
-    push("pool", pool.name, false, pool.estimate);
+    let pool = table.pool(batch, pooled_rows, h, shape.normalize)?;
+    push("pool", pool.name, 1, false, pool.estimate);
     Some(Network { batch, seqlen, steps, flops: batch as f64 * shape.flops(seqlen) })
 }
 
@@ -312,6 +370,50 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What the families add: kernels and their bytes, a feed-forward whose first product is twice as wide.
+    #[test]
+    fn families_have_the_kernels_that_the_backend_launches() {
+        use crate::model::{AttentionSpan, FeedForward};
+        let base = ModelDesc::default();
+        let steps = |desc: &ModelDesc| {
+            let shape = EncoderShape::of("", desc);
+            let network = network(&table("h200"), &shape, 4, 128, Choices::default()).unwrap();
+            let whole = 4.0 * desc.flops(128);
+            match pools_first_rows(desc) {
+                // of twelve layers, a token's row of 128 is computed behind the last one's attention
+                true => assert!((0.93..0.95).contains(&(network.flops / whole)), "{}", network.flops / whole),
+                false => assert!((network.flops / whole - 1.0).abs() < 1e-9, "{desc:?}"),
+            }
+            let flops: f64 = network.steps.iter().map(|s| s.times as f64 * s.estimate.flops).sum();
+            assert!((flops / network.flops - 1.0).abs() < 1e-9, "{desc:?}");
+            network.steps
+        };
+        let names = |steps: &[Step]| steps.iter().map(|s| s.role).collect::<Vec<_>>();
+        let plain = names(&steps(&base));
+        let with = |role| {
+            let mut names = plain.clone();
+            names.insert(2, role);
+            names
+        };
+        let positions = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
+        let rotary = steps(&ModelDesc { positions, ..base.clone() });
+        assert_eq!(names(&rotary), with("rotary"));
+        let tokens = 4.0 * 128.0;
+        assert_eq!(rotary[2].estimate.bytes, tokens * (8.0 * 768.0 + 4.0 * 64.0));
+        assert_eq!((rotary[2].times, rotary[2].estimate.blocks), (12, 4 * 128 * 768 / 16 / 256));
+        let query_key = steps(&ModelDesc { norms: Norms::PostQueryKey, ..base.clone() });
+        assert_eq!(names(&query_key), with("q, k norms"));
+        assert_eq!(query_key[2].estimate.bytes, tokens * 8.0 * 768.0);
+        let attention_span = AttentionSpan::Mixed { reach: 64, local: vec![true; 12] };
+        let pre = ModelDesc { norms: Norms::Pre, attention_span, ..base.clone() };
+        assert_eq!(names(&steps(&pre)), plain);
+        steps(&ModelDesc { feed_forward: FeedForward::Gated, ..base.clone() });
+        let first = steps(&ModelDesc { pooling: vec![Pooling::Cls], ..base });
+        let of = |role: &str| first.iter().find(|s| s.role == role).unwrap_or_else(|| panic!("{role}"));
+        assert_eq!((of("ffn up").times, of("last up").times, of("qkv").times), (11, 1, 12));
+        assert!(of("last up").estimate.flops * 128.0 == of("ffn up").estimate.flops);
     }
 
     #[test]

@@ -413,6 +413,44 @@ impl TileTable {
         Some(RowLaunch { name, grid: [rows.div_ceil(rows_of_block), 1], dynamic_shared: 0, estimate })
     }
 
+    /// How to turn the queries and keys of `rows` tokens, all heads of which are `hidden` wide.
+    pub fn rotary(&self, rows: usize, hidden: usize, head_dim: usize) -> RowLaunch {
+        let name = "rotary".to_owned();
+        let threads = self.kernel(&name).threads;
+        let blocks = (rows * hidden / 16).div_ceil(threads); // a thread has 16 components of a query, and of its key
+        let bytes = 8 * rows * hidden; // queries and keys in, queries and keys out
+        let estimate = estimate::rows(
+            &self.gpu,
+            &RowWork {
+                blocks,
+                blocks_per_sm: self.blocks_per_sm(&name, None),
+                block_elements: (32 * threads) as f64,
+                instructions: 4.0,
+                round_trips: 3.0, // a position, its angles beside the rows, the store
+                traffic: Traffic::of(bytes as f64, self.fits_l2(bytes))
+                    .and(Traffic::of((4 * rows * head_dim) as f64, true)),
+            },
+        );
+        RowLaunch { name, grid: [blocks, 1], dynamic_shared: 0, estimate }
+    }
+
+    /// How to put the first rows of `batch` sequences, two arrays of them, below each other.
+    pub fn first_rows(&self, batch: usize, hidden: usize) -> RowLaunch {
+        let name = "first_rows".to_owned();
+        let estimate = estimate::rows(
+            &self.gpu,
+            &RowWork {
+                blocks: batch,
+                blocks_per_sm: self.blocks_per_sm(&name, None),
+                block_elements: (2 * hidden) as f64,
+                instructions: 0.5,
+                round_trips: 3.0, // where a sequence begins, its row, the store
+                traffic: Traffic::of((8 * batch * hidden) as f64, true),
+            },
+        );
+        RowLaunch { name, grid: [batch, 1], dynamic_shared: 0, estimate }
+    }
+
     /// How to pool `batch` sequences of `total_tokens` tokens: a block has all columns of a sequence where it also
     /// normalises (then `None` for more than it can take), and few where there would be too few blocks.
     pub fn pool(

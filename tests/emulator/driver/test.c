@@ -64,9 +64,9 @@ static void prepare(void) {
 }
 static int launch_with(unsigned threads, unsigned shared, ptr from, ptr to) {
   ptr none = 0;
-  int rows = ROWS, hidden = HIDDEN, norm = 1;  // ROW_LAYERNORM
+  int rows = ROWS, hidden = HIDDEN, parts = 1, norm = 1;  // ROW_LAYERNORM
   float eps = 1e-5f;
-  void* parameters[] = {&from, &none, &none, &none, &to, &rows, &hidden, &eps, &norm};
+  void* parameters[] = {&from, &none, &none, &none, &to, &rows, &hidden, &parts, &hidden, &eps, &norm};
   return CALL(cuLaunchKernel, function, 1, 1, 1, threads, 1, 1, shared, stream, parameters, NULL);
 }
 static int launch(void) { return launch_with(128, 0, x, out); }
@@ -87,9 +87,9 @@ static void run_a_kernel(void) {
   OK(cuGetErrorName, 719, &name);
   EXPECT(!strcmp(name, "CUDA_ERROR_LAUNCH_FAILED"));
   size_t offset, bytes, free_bytes, total;
-  OK(cuFuncGetParamInfo, function, (size_t)7, &offset, &bytes);
-  EXPECT(offset == 48 && bytes == 4);
-  IS(1, cuFuncGetParamInfo, function, (size_t)9, &offset, &bytes);
+  OK(cuFuncGetParamInfo, function, (size_t)9, &offset, &bytes);
+  EXPECT(offset == 56 && bytes == 4);
+  IS(1, cuFuncGetParamInfo, function, (size_t)11, &offset, &bytes);
   OK(cuMemGetInfo_v2, &free_bytes, &total);
   EXPECT(total - free_bytes == 1024);
   uint16_t got[N];
@@ -210,10 +210,10 @@ struct config { unsigned grid[3], block[3], shared; void* stream; struct attribu
 static void dependent_launches(void) {       // cuLaunchKernelEx with programmatic dependent launch: out = norm(norm(x))
   prepare();
   ptr none = 0, twice, from = x, to = out;
-  int rows = ROWS, hidden = HIDDEN, norm = 1;
+  int rows = ROWS, hidden = HIDDEN, parts = 1, norm = 1;
   float eps = 1e-5f;
   OK(cuMemAlloc_v2, &twice, (size_t)(N * 2));
-  void* parameters[] = {&from, &none, &none, &none, &to, &rows, &hidden, &eps, &norm};
+  void* parameters[] = {&from, &none, &none, &none, &to, &rows, &hidden, &parts, &hidden, &eps, &norm};
   struct attribute programmatic = {6, {0}, {{0}}}, cluster = {4, {0}, {{0}}};
   programmatic.value.flag = 1;
   for (int i = 0; i < 3; i++) ((int*)cluster.value.bytes)[i] = 2;

@@ -154,6 +154,15 @@ pub(super) struct Pool {
     pub(super) column: usize,
 }
 
+/// Where rows of first tokens go, and their statistics.
+#[derive(Clone, Copy)]
+pub(super) struct FirstRows {
+    /// `[batch, hidden]` each
+    pub(super) rows: [Slice<u16>; 2],
+    /// `[batch, ceil(hidden / 64), 2]`
+    pub(super) statistics: Slice<f32>,
+}
+
 /// Vectors, f32 at the end or 16 bits if modules follow.
 pub(super) enum Vectors {
     F32(Slice<f32>),
@@ -234,10 +243,34 @@ impl Queue<'_> {
         out: Slice<u16>,
         [rows, width]: [usize; 2],
     ) -> Called<()> {
-        let launch = self.row_kernel("residual_layernorm", rows, width, 4 * width);
-        holds("rows", x, rows * width);
-        holds("normalised rows", out, rows * width);
-        check_norm(norm, width);
+        self.layernorm_of_parts(x, norm, eps, out, [rows, width], [1, width])
+    }
+
+    /// Layernorms of queries and of keys, each over all heads, in place. `qkv` `[rows, 3 * width]`, the norm `[2, width]`
+    pub(super) fn layernorm_queries_and_keys(
+        &self,
+        qkv: Slice<u16>,
+        norm: &Norm,
+        eps: f32,
+        [rows, width]: [usize; 2],
+    ) -> Called<()> {
+        self.layernorm_of_parts(qkv, norm, eps, qkv, [rows, width], [2, 3 * width])
+    }
+
+    /// Layernorms of the first `parts * width` columns, each part with its own. `x`, `out` `[rows, stride]`
+    fn layernorm_of_parts(
+        &self,
+        x: Slice<u16>,
+        norm: &Norm,
+        eps: f32,
+        out: Slice<u16>,
+        [rows, width]: [usize; 2],
+        [parts, stride]: [usize; 2],
+    ) -> Called<()> {
+        let launch = self.row_kernel("residual_layernorm", parts * rows, width, 4 * width);
+        holds("rows", x, rows * stride);
+        holds("normalised rows", out, rows * stride);
+        check_norm(norm, parts * width);
         // SAFETY: lengths are checked above
         unsafe {
             self.launch(
@@ -250,13 +283,66 @@ impl Queue<'_> {
                     norm.gamma.into(),
                     norm.beta.into(),
                     out.into(),
-                    rows.into(),
+                    (parts * rows).into(),
                     width.into(),
+                    parts.into(),
+                    stride.into(),
                     Argument::Float(eps),
                     Argument::Int(LAYERNORM),
                 ],
             )
         }
+    }
+
+    /// Turns queries and keys by their tokens' positions, in place. `qkv` `[rows, 3 * hidden]`, `table` `[longest, head_dim]`
+    pub(super) fn rotate(
+        &self,
+        qkv: Slice<u16>,
+        positions: Slice<i32>,
+        table: Slice<f32>,
+        [rows, hidden, head_dim]: [usize; 3],
+    ) -> Called<()> {
+        let launch = self.table.rotary(rows, hidden, head_dim);
+        holds("queries, keys and values", qkv, 3 * rows * hidden);
+        holds("positions", positions, rows);
+        holds("a position's angles", table, head_dim);
+        let arguments =
+            [qkv.into(), positions.into(), table.into(), rows.into(), hidden.into(), head_dim.into()];
+        // SAFETY: lengths are checked above; positions are inside the table, which is the seam's promise
+        unsafe { self.launch(&launch.name, launch.grid, launch.dynamic_shared, &arguments) }
+    }
+
+    /// The first token's rows of each sequence, of both `from`, and their statistics if there are some, below each other in `to`.
+    pub(super) fn first_rows(
+        &self,
+        from: [Slice<u16>; 2],
+        statistics: Slice<f32>,
+        cu_seqlens: Slice<i32>,
+        to: FirstRows,
+        [batch, total_tokens, hidden]: [usize; 3],
+    ) -> Called<()> {
+        let launch = self.table.first_rows(batch, hidden);
+        let statistics_len = |rows: usize| 2 * rows * hidden.div_ceil(STATISTICS_COLUMNS);
+        for (from, to) in from.into_iter().zip(to.rows) {
+            holds("rows", from, total_tokens * hidden);
+            holds("first rows", to, batch * hidden);
+        }
+        may_hold("statistics", statistics, statistics_len(total_tokens));
+        holds("statistics of first rows", to.statistics, statistics_len(batch));
+        holds("cu_seqlens", cu_seqlens, batch + 1);
+        let ([x, y], [x_out, y_out]) = (from, to.rows);
+        let arguments = [
+            x.into(),
+            y.into(),
+            statistics.into(),
+            cu_seqlens.into(),
+            x_out.into(),
+            y_out.into(),
+            to.statistics.into(),
+            hidden.into(),
+        ];
+        // SAFETY: lengths are checked above; sequences are within total_tokens
+        unsafe { self.launch(&launch.name, launch.grid, launch.dynamic_shared, &arguments) }
     }
 
     /// The layernorm that no product applies, in place. `[rows, width]`

@@ -11,7 +11,7 @@ use crate::model::{
 };
 
 /// Tokens of the longest sequence that `kernels/pool.cu` takes.
-const LONGEST_SEQUENCE: usize = 8192;
+const LONGEST_SEQUENCE: usize = 16_384;
 /// Columns that its normalisation takes at once.
 pub(super) const MOST_NORMALIZED_COLUMNS: usize = 2048;
 /// Elements of an access of the kernels, which every row is a multiple of.
@@ -49,13 +49,11 @@ fn refusal(desc: &ModelDesc) -> Option<String> {
         return Some(format!("sequences of {} tokens: at most {LONGEST_SEQUENCE}", desc.longest_sequence()));
     }
     match desc.positions {
-        Positions::FromZero | Positions::AfterPadding { .. } | Positions::None => {}
-        Positions::Rotary { .. } => return Some("rotary positions".into()),
+        Positions::FromZero | Positions::AfterPadding { .. } | Positions::None | Positions::Rotary { .. } => {
+        }
     }
     match desc.norms {
-        Norms::Post => {}
-        Norms::PostQueryKey => return Some("layernorms of queries and keys".into()),
-        Norms::Pre => return Some("layernorms in front of attention and feed-forward".into()),
+        Norms::Post | Norms::PostQueryKey | Norms::Pre => {}
     }
     match desc.layer_weights {
         LayerWeights::Own | LayerWeights::Shared(_) => {}
@@ -149,6 +147,7 @@ mod tests {
     fn what_kernels_compute_is_not_refused() {
         let groups = LayerGroups { groups: 1, inner: 1 };
         let local = vec![false; 12];
+        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
         let dense =
             Dense { out_features: 40, bias: true, activation: Some(Activation::Tanh), use_residual: false };
         for desc in [
@@ -159,6 +158,9 @@ mod tests {
             ModelDesc { attention_bias: AttentionBias::Alibi, positions: Positions::None, ..base() },
             ModelDesc { attention_span: AttentionSpan::Mixed { reach: 5, local }, ..base() },
             ModelDesc { feed_forward: FeedForward::Gated, ..base() },
+            ModelDesc { positions: rotary, ..base() },
+            ModelDesc { norms: Norms::Pre, ..base() },
+            ModelDesc { norms: Norms::PostQueryKey, ..base() },
             ModelDesc { modules: vec![Module::Dense(dense), Module::LayerNorm, Module::Normalize], ..base() },
             ModelDesc { pooling: vec![Pooling::Mean, Pooling::Max], ..base() },
         ] {
@@ -172,17 +174,13 @@ mod tests {
             Module::Dense(Dense { out_features, bias: true, activation, use_residual: false })
         };
         let local = vec![true; 12];
-        let rotary = Positions::Rotary { global_base: 1e4, local_base: 1e4, divisor: 1.0 };
         for (desc, name) in [
             (ModelDesc { num_attention_heads: 4, ..base() }, "head size 16"),
             (ModelDesc { hidden_size: 96, num_attention_heads: 1, ..base() }, "head size 96"),
             (ModelDesc { intermediate_size: 100, ..base() }, "intermediate size 100"),
             (ModelDesc { embedding_size: Some(12), ..base() }, "embedding size 12"),
             (ModelDesc { hidden_size: 8320, num_attention_heads: 65, ..base() }, "hidden size 8320"),
-            (ModelDesc { max_position_embeddings: 9000, ..base() }, "sequences of 9000"),
-            (ModelDesc { positions: rotary, ..base() }, "rotary"),
-            (ModelDesc { norms: Norms::Pre, ..base() }, "layernorms in front"),
-            (ModelDesc { norms: Norms::PostQueryKey, ..base() }, "queries and keys"),
+            (ModelDesc { max_position_embeddings: 17_000, ..base() }, "sequences of 17000"),
             (
                 ModelDesc { attention_span: AttentionSpan::Mixed { reach: 0, local }, ..base() },
                 "reaches no other token",

@@ -14,7 +14,8 @@ use super::memory::{ALIGNMENT, Called, Memory, Slice};
 use super::support;
 use crate::error::{Error, Result};
 use crate::model::{
-    self, AttentionBias, FeedForward, ModelDesc, ModuleWeights, Tensor, alibi_slope, relative_bucket,
+    self, AttentionBias, FeedForward, ModelDesc, ModuleWeights, Norms, Positions, Tensor, alibi_slope,
+    relative_bucket, rotary_angle,
 };
 use cudarc::driver::result::DriverError;
 use half::slice::HalfFloatSliceExt;
@@ -50,20 +51,27 @@ pub(super) struct Layout {
     /// Times log₂ e, at each distance of key and query. `[heads, 2 * radius + 1]`, or none
     pub(super) attention_bias: Slice<f32>,
     pub(super) bias_radius: usize,
+    /// Of global and of local layers: of each position the cosines of its angles, then their sines; or none.
+    /// `[longest, head_dim]` each
+    pub(super) rotary: [Slice<f32>; 2],
     pub(super) layers: Vec<Layer>,
-    /// Whether the layernorms of the layers are folded into the products that follow them.
-    pub(super) folded: bool,
     /// Which of them are computed, in this order.
     pub(super) layer_order: Vec<usize>,
+    /// Behind the last layer, where the others are in front.
+    pub(super) final_norm: Option<Norm>,
     pub(super) modules: Vec<Module>,
 }
 
 /// One encoder layer.
 pub(super) struct Layer {
-    /// Query, key and value one below the other; log₂(e)/√head_dim is in the query's part. `[3 * hidden, hidden]`
+    /// Query, key and value one below the other; log₂(e)/√head_dim is in the query's part, or in its norm.
+    /// `[3 * hidden, hidden]`
     pub(super) qkv: Linear,
+    /// Of queries, then of keys, if there are such norms. `[2, hidden]`
+    pub(super) query_key_norms: Option<Norm>,
     pub(super) attention_output: Linear,
-    pub(super) attention_norm: Norm,
+    /// None is the identity.
+    pub(super) attention_norm: Option<Norm>,
     /// Gated: rows of gate and value in turn.
     pub(super) intermediate: Linear,
     pub(super) output: Linear,
@@ -178,6 +186,14 @@ impl Sink<'_> {
         Ok(slice)
     }
 
+    /// What takes time to make, made only where it is written.
+    fn computed(&mut self, len: usize, values: impl FnOnce() -> Vec<f32>) -> Called<Slice<f32>> {
+        match self.device {
+            None => Ok(self.place(len)),
+            Some(_) => self.floats(&values()),
+        }
+    }
+
     /// Into `half`, in 16 bits.
     fn convert(&mut self, element: Element, values: &[f32]) {
         self.half.resize(values.len(), 0);
@@ -216,6 +232,20 @@ impl Sink<'_> {
 
     fn norm(&mut self, norm: &model::Norm) -> Called<Norm> {
         Ok(Norm { gamma: self.floats(&norm.weight.to_f32())?, beta: self.floats(&beta(norm))? })
+    }
+
+    /// Norms of queries, times `scale`, and of keys.
+    fn query_key_norms(&mut self, layer: &model::Layer, scale: f64) -> Called<Option<Norm>> {
+        let (Some(query), Some(key)) = (&layer.query_norm, &layer.key_norm) else {
+            assert!(layer.query_norm.is_none() && layer.key_norm.is_none(), "both are normed or neither");
+            return Ok(None);
+        };
+        let scaled = |values: Vec<f32>| values.into_iter().map(|v| (f64::from(v) * scale) as f32).collect();
+        let both = |query: Vec<f32>, key: Vec<f32>| -> Vec<f32> { [scaled(query), key].concat() };
+        Ok(Some(Norm {
+            gamma: self.floats(&both(query.weight.to_f32(), key.weight.to_f32()))?,
+            beta: self.floats(&both(beta(query), beta(key)))?,
+        }))
     }
 
     fn linear(&mut self, linear: &model::Linear, form: Form<'_>) -> Called<Linear> {
@@ -382,6 +412,9 @@ fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Ca
     let table_scale = if sink.device.is_some() { table_scale(&tables) } else { 1.0 };
     let folded = folds_layernorms(desc);
     let mut below: Option<&model::Norm> = None;
+    let (longest, d) = (desc.longest_sequence(), desc.head_dim());
+    // what is added to the residual is normalised behind it; or in front of all that reads it, which the first attention does not
+    let centred = desc.layer_order().skip(1).all(|l| weights.layers[l].attention_norm.is_some());
     Ok(Layout {
         word: sink.table(&weights.word_embeddings, table_scale)?,
         position: sink.optional_table(weights.position_embeddings.as_ref(), table_scale)?,
@@ -398,46 +431,61 @@ fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Ca
             (AttentionBias::RelativeBuckets, Some(table)) => {
                 let (table, heads) = (table.to_f32(), desc.num_attention_heads);
                 let of = |head, distance| table[relative_bucket(distance) * heads + head];
-                sink.floats(&bias_lines(of, heads, bias_radius))?
+                sink.computed(heads * (2 * bias_radius + 1), || bias_lines(of, heads, bias_radius))?
             }
             (AttentionBias::Alibi, _) => {
                 let heads = desc.num_attention_heads;
                 let of = |head, distance: isize| alibi_slope(head, heads) * distance.unsigned_abs() as f32;
-                sink.floats(&bias_lines(of, heads, bias_radius))?
+                sink.computed(heads * (2 * bias_radius + 1), || bias_lines(of, heads, bias_radius))?
             }
             (AttentionBias::RelativeBuckets, None) => {
                 panic!("the weights are those of the described attention")
             }
         },
         bias_radius,
+        rotary: match desc.positions {
+            Positions::FromZero | Positions::AfterPadding { .. } | Positions::None => [Slice::NONE; 2],
+            Positions::Rotary { global_base, local_base, divisor } => {
+                let mut table = |base| sink.computed(longest * d, || rotary_table(longest, d, base, divisor));
+                let global = table(global_base)?;
+                [global, if local_base == global_base { global } else { table(local_base)? }]
+            }
+        },
         layers: weights
             .layers
             .iter()
-            .map(|l| {
-                let no_norm = || panic!("of layers with norms behind, none lacks one");
-                let attention_norm = l.attention_norm.as_ref().unwrap_or_else(no_norm);
-                let below = below.replace(&l.output_norm);
+            .enumerate()
+            .map(|(i, l)| {
+                let attention_norm = l.attention_norm.as_ref();
+                // the norms of what the two halves of a layer read, where products have left the rows' statistics
+                let [of_attention, of_feed_forward] = match desc.norms {
+                    Norms::Post | Norms::PostQueryKey => [below.replace(&l.output_norm), attention_norm],
+                    // the embeddings have no statistics
+                    Norms::Pre => [attention_norm.filter(|_| i > 0), Some(&l.output_norm)],
+                };
                 let plain = Form::default();
-                let before_norm = Form { centred: true, ..plain };
+                let before_norm = Form { centred, ..plain };
                 let gated = desc.feed_forward == FeedForward::Gated;
+                let query_scale = if l.query_norm.is_some() { 1.0 } else { scale };
                 Ok(Layer {
                     qkv: sink.stacked(
-                        &[(&l.query, scale), (&l.key, 1.0), (&l.value, 1.0)],
-                        Form { folded: below.filter(|_| folded), ..plain },
+                        &[(&l.query, query_scale), (&l.key, 1.0), (&l.value, 1.0)],
+                        Form { folded: of_attention.filter(|_| folded), ..plain },
                     )?,
+                    query_key_norms: sink.query_key_norms(l, scale)?,
                     attention_output: sink.linear(&l.attention_output, before_norm)?,
-                    attention_norm: sink.norm(attention_norm)?,
+                    attention_norm: attention_norm.map(|norm| sink.norm(norm)).transpose()?,
                     intermediate: sink.linear(
                         &l.intermediate,
-                        Form { gated, folded: folded.then_some(attention_norm), ..plain },
+                        Form { gated, folded: of_feed_forward.filter(|_| folded), ..plain },
                     )?,
                     output: sink.linear(&l.output, before_norm)?,
                     output_norm: sink.norm(&l.output_norm)?,
                 })
             })
             .collect::<Called<_>>()?,
-        folded,
         layer_order: desc.layer_order().collect(),
+        final_norm: weights.final_norm.as_ref().map(|norm| sink.norm(norm)).transpose()?,
         modules: desc
             .modules
             .iter()
@@ -445,6 +493,17 @@ fn layout(sink: &mut Sink<'_>, desc: &ModelDesc, weights: &model::Weights) -> Ca
             .map(|(module, weights)| sink.module(module, weights))
             .collect::<Called<_>>()?,
     })
+}
+
+/// Of each position the cosines of its angles, then their sines, from f64 as everywhere. `[longest, head_dim]`
+fn rotary_table(longest: usize, head_dim: usize, base: f32, divisor: f32) -> Vec<f32> {
+    let angle = |position: usize, i| f64::from(rotary_angle(position as u32, i, head_dim, base, divisor));
+    let mut table = Vec::with_capacity(longest * head_dim);
+    for position in 0..longest {
+        table.extend((0..head_dim / 2).map(|i| angle(position, i).cos() as f32));
+        table.extend((0..head_dim / 2).map(|i| angle(position, i).sin() as f32));
+    }
+    table
 }
 
 /// The bias `of` a head and a key at each distance from its query, −radius to radius, for the softmax in base 2.

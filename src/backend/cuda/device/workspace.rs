@@ -4,7 +4,7 @@ use super::super::costs::{Choices, EncoderShape, folds_layernorms, whole_waves};
 use super::super::tiles::TileTable;
 use super::driver::Opened;
 use super::memory::{Called, Memory, Slice};
-use super::ops::{STATISTICS_COLUMNS, Vectors};
+use super::ops::{FirstRows, STATISTICS_COLUMNS, Vectors};
 use crate::model::ModelDesc;
 
 /// Floats of the partial sums of split products. Splits are for some ten rows: 64 rows of 4,096 columns in 16 parts.
@@ -99,6 +99,15 @@ impl Workspace {
     /// For the statistics of the rows of `x` (0) or `y` (1); none where layernorms are not folded.
     pub(super) fn statistics(&self, i: usize) -> Slice<f32> {
         self.statistics.as_ref().map_or(Slice::NONE, |both| both[i].all())
+    }
+
+    /// Within `wide`, when attention has read its queries, keys and values: all of it is half as wide as those.
+    pub(super) fn first_rows(&self, batch: usize, hidden: usize) -> FirstRows {
+        let (len, statistics) = (batch * hidden, 2 * batch * hidden.div_ceil(STATISTICS_COLUMNS));
+        FirstRows {
+            rows: [self.wide.slice(0, len), self.wide.slice(2 * len, len)],
+            statistics: self.wide.slice(4 * len, statistics),
+        }
     }
 
     /// The vectors that modules read, write and may add.
