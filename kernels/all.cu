@@ -5,5 +5,6 @@
 #include "gemm_hopper.cu"
 #include "folded_layernorm.cu"
 #include "attention.cu"
+#include "attention_hopper.cu"
 #include "residual_layernorm.cu"
 #include "pool.cu"

@@ -224,7 +224,8 @@ template <class T, int D, class S> DEV void stream_block(uint8_t* shared, const 
       if (p.bias) add_bias(s, reading + 2 * PART + 4 * (key - first_key - (query - t.first_query) + ROWS - 1));
       const bool all_seen = last_key < t.tokens && first_key >= last_query - reach && last_key <= warp_query + reach;
       if (!all_seen) mask(s, key, query, reach, t.tokens);
-      follow_maxima(maximum, s, o);
+      float factor[M][2];
+      if (follow_maxima(maximum, factor, s)) rescale(o, factor);
       multiply_values<T, ROW_BYTES>(o, s, maximum, reading + PART + row_major_lane<ROW_BYTES>(lane), G);
     }
     cp_async_wait<0>();
