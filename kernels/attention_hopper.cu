@@ -57,6 +57,7 @@ template <int D, int GROUPS_, int PAIRS> struct RingShape {
   static constexpr int SHARED_BYTES = LANDED_AT + 8 * LANDED;
   // Of the 128 (three warpgroups that compute) or 168 (two) a thread that fit at first, the loading one gives away what the others get.
   static constexpr int LOADER_REGISTERS = 40, GROUP_REGISTERS = GROUPS == 3 ? 152 : 232;
+  static_assert(PAIRS >= 2, "the next keys are waited for while the values before are still in use");
   static_assert(BLOCK_THREADS * (GROUPS == 3 ? 128 : 168) >= 128 * LOADER_REGISTERS + 128 * GROUPS * GROUP_REGISTERS, "");
 };
 template <class S> DEV typename S::Keys keys_at(saddr shared) { return ring_at<typename S::Keys>(shared, shared + S::BARRIERS_AT, 0); }
@@ -246,6 +247,8 @@ DEV void attend_tile(const RingProblem& p, const Item& item, int query_tile, sad
     for (int j = 0; j < TILE_ROWS / 8; j++)
 #pragma unroll
       for (int i = 0; i < 4; i++) s.v[0][j][i] = ex2_approx(s.v[0][j][i] - maximum[0][i / 2]);
+    // Here, because a loop between keeps the compiler from putting the exponentials behind the wait that they are to run beside.
+    if (tile + 1 < key_tiles) wait_until_full(keys);
     multiplied();
     if (vote_ballot(lags)) rescale(o, factor);
 #pragma unroll
@@ -270,7 +273,6 @@ DEV void attend_tile(const RingProblem& p, const Item& item, int query_tile, sad
   weigh(0, [] {});
 #pragma unroll 1
   for (int tile = 1; tile < key_tiles; tile++) {
-    wait_until_full(keys);
     multiply_keys<T, D, S>(s, q, stage_of(keys));
     wait_until_full(values);
     multiply_values<T, D, S>(o, w, stage_of(values));

@@ -15,6 +15,7 @@ NARROW = [
     ("(gemm|splitk_reduce|layernorm_from_stats)_.*", "LDG.64", 8, "statistics: mean and M2 of 64 columns of a row"),
     ("(gemm|splitk_reduce)_.*", "STG.64", 1, "the same, of the rows stored"),
     ("attention_.*", "LDGSTS.32", 4, "the additive bias: neighbouring floats of a head's line, at any offset"),
+    ("attention_wgmma_.*", "LDG.32", 2, "an entry of the work list, of which the warp that clears needs the tokens alone"),
     ("embed_layernorm_.*", "LDG.32", 3, "the token's id, position and type"),
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
@@ -23,7 +24,8 @@ NARROW = [
 # Products are made by these: mma.sync from what ldmatrix read, or wgmma from what TMA loaded, stored by TMA.
 TENSOR = [
     (re.compile(r"gemm_wgmma_"), ["HGMMA", "UTMALDG", "UTMASTG"]),
-    (re.compile(r"(gemm(?!_wgmma)|attention)_"), ["HMMA", "LDSM"]),
+    (re.compile(r"attention_wgmma_"), ["HGMMA", "UTMALDG"]),
+    (re.compile(r"(gemm|attention)(?!_wgmma)_"), ["HMMA", "LDSM"]),
 ]
 
 

@@ -7,7 +7,8 @@ use super::estimate::Estimate;
 use super::gpu::Gpu;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
-use crate::model::{Activation, LayerWeights, ModelDesc, Norms};
+use super::work_list::AttentionShape;
+use crate::model::{Activation, AttentionBias, AttentionSpan, LayerWeights, ModelDesc, Norms};
 
 /// The sizes of an encoder that its cost depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct EncoderShape {
     pub num_hidden_layers: usize,
     /// Attention heads.
     pub num_attention_heads: usize,
+    /// Whether scores of some layer have a bias or a window.
+    pub modified_scores: bool,
     /// Whether the activation costs more than a comparison.
     pub activation: bool,
     /// Whether vectors are normalised.
@@ -48,6 +51,7 @@ impl EncoderShape {
             intermediate_size,
             num_hidden_layers,
             num_attention_heads,
+            modified_scores: false,
             activation: true,
             normalize: true,
             folds_layernorms: true,
@@ -62,6 +66,7 @@ impl EncoderShape {
             intermediate_size: desc.intermediate_size,
             num_hidden_layers: desc.num_hidden_layers,
             num_attention_heads: desc.num_attention_heads,
+            modified_scores: modifies_scores(desc),
             activation: desc.hidden_act != Activation::Relu,
             normalize: desc.normalize,
             folds_layernorms: folds_layernorms(desc),
@@ -71,6 +76,16 @@ impl EncoderShape {
     /// Width of one attention head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
+    }
+
+    /// What its attention's kernels are chosen by.
+    pub(super) fn attention(&self, choices: Choices) -> AttentionShape {
+        AttentionShape {
+            num_heads: self.num_attention_heads,
+            head_dim: self.head_dim(),
+            modified: self.modified_scores,
+            batch_invariant: choices.batch_invariant,
+        }
     }
 
     /// Floating point operations to encode a sequence: products with the weights and attention.
@@ -114,6 +129,18 @@ pub(super) fn folds_layernorms(desc: &ModelDesc) -> bool {
     match (desc.norms, desc.layer_weights) {
         (Norms::Post, LayerWeights::Own) => true,
         (Norms::Post, LayerWeights::Shared(_)) | (Norms::PostQueryKey | Norms::Pre, _) => false,
+    }
+}
+
+/// Whether the scores of some layer are more than products of queries and keys.
+fn modifies_scores(desc: &ModelDesc) -> bool {
+    let biased = match desc.attention_bias {
+        AttentionBias::None => false,
+        AttentionBias::RelativeBuckets | AttentionBias::Alibi => true,
+    };
+    biased || match desc.attention_span {
+        AttentionSpan::Global => false,
+        AttentionSpan::Mixed { .. } => true,
     }
 }
 
@@ -228,7 +255,7 @@ pub fn network(
     push("qkv", kernel, true, estimate);
     let cu_seqlens: Vec<u32> =
         (0..=batch).map(|i| u32::try_from(i * seqlen).expect("fewer than 2^32 tokens")).collect();
-    for launch in work_list::attention(table, &cu_seqlens, shape.num_attention_heads, shape.head_dim())? {
+    for launch in work_list::attention(table, &cu_seqlens, &shape.attention(choices))? {
         push("attention", launch.tile.name.into(), true, launch.estimate);
     }
     let (kernel, estimate) = gemm(h, h, sum);
