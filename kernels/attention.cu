@@ -6,8 +6,8 @@
 // qkv    [total_tokens, 3 num_heads head_dim] 16-bit: q, k, v of all heads, each num_heads head_dim wide. q and bias arrive
 //        multiplied by log2(e) (q by 1/sqrt(head_dim) too): the exponent is base 2.
 // out    [total_tokens, num_heads head_dim] 16-bit.
-// tiles  the work list, int4 {first row of the sequence, its tokens, first query of this tile, 0}: see below. It takes the
-//        place of cu_seqlens, and spares each block a second load that waits for the first.
+// tiles  the work list, int4 {first row of the sequence, its tokens, first query of this tile, its queries (not read here)}: see
+//        below. It takes the place of cu_seqlens, and spares each block a second load that waits for the first.
 // bias   [num_heads, 2 bias_radius + 1] f32, or null. MPNet's and T5's buckets and ALiBi are all such lines.
 // window_half  0 or less: no window.
 // Limits: head_dim 32, 64, 128; pointers 16-byte aligned; a sequence has 1 token or more, and no more than 2^31 elements of

@@ -335,9 +335,11 @@ template <class T, int D, class S> DEV void ring_block(uint8_t* memory, const Ri
     setmaxnreg_dec<S::LOADER_REGISTERS>();
     if (warp == 0 && lane == 0) tma_prefetch(&p.qkv);
     griddep_wait();  // what came before has written queries, keys and values
-    if (warp == 0 && lane == 0) load_items<D, S>(p, shared);
+    if (warp == 0 && lane == 0) {
+      load_items<D, S>(p, shared);
+      griddep_launch();
+    }
     if (warp == 1) clear_tails<S>(p, shared, lane);
-    griddep_launch();
   } else {
     setmaxnreg_inc<S::GROUP_REGISTERS>();
     griddep_wait();  // what came before has read what is written here

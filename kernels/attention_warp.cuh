@@ -1,5 +1,5 @@
-// attention_warp.cuh - what a warp of attention.cu, or of attention_hopper.cu, does with a tile of queries and a tile of keys, and how these lie in shared
-// memory. Knows nothing of sequences' places, work lists or stages.
+// attention_warp.cuh - what a warp of attention.cu does with a tile of queries and a tile of keys, and how these lie in shared
+// memory; attention_hopper.cu uses what does not depend on the instruction. Knows nothing of sequences' places, work lists or stages.
 //
 // All loops over arrays are unrolled and all indices constant: everything here lives in registers. M counts 16 query rows, G
 // 16 keys, D is the head size, ROW_BYTES that of a row in shared memory (more than 2 D where two heads lie side by side).

@@ -110,7 +110,8 @@ impl EncoderShape {
 /// What may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Choices {
-    /// No split-K: bits do not depend on the number of tokens in a batch.
+    /// No split-K, and one instruction whatever the GPU's clocks: bits do not depend on the batch, nor on the GPU within a compute
+    /// capability.
     pub batch_invariant: bool,
     /// A kernel for each layernorm, also where they could be folded into the products around them.
     pub separate_layernorms: bool,

@@ -92,8 +92,6 @@ const SLOTS: usize = 4;
 const SLOT_ROWS: usize = 16;
 /// Queries, or keys, of a tile of the kernels for compute capability 9.0.
 const RING_ROWS: usize = 64;
-/// Items of a block that stays, from which on its last one, during which others may idle, is of little weight.
-const ENOUGH_ITEMS: usize = 4;
 /// Tokens of the sequences at which the kernels for long ones are compared: the most that many models take, where attention has
 /// the largest share of the time.
 const COMPARED_TOKENS: usize = 512;
@@ -160,7 +158,7 @@ impl AttentionKernels {
         };
         let ring = with(ring)?;
         let us = |kernels: Self| {
-            let sequences = ENOUGH_ITEMS * kernels.sm_count;
+            let sequences = 4 * kernels.sm_count; // so that blocks are busy to the end
             let ends: Vec<u32> = (0..=sequences).map(|i| (i * COMPARED_TOKENS) as u32).collect();
             let mut lists = WorkLists::new(kernels);
             lists.fill(&ends);
@@ -196,18 +194,17 @@ impl AttentionTile {
         if self.stays() { items.min(sm_count) } else { items }
     }
 
-    /// Queries of an entry of each of `sequences`, the longest first. Where blocks stay, a sequence whose keys fit is one entry, so
-    /// that they are read once, as long as all blocks have work for some turns; else as many queries as pass them at once; and if
-    /// that leaves multiprocessors idle, one tile.
+    /// Queries of an entry of each of `sequences`. Where blocks stay, a sequence whose keys fit is one entry, so that they are read
+    /// once, if the last turn then leaves multiprocessors idle for no more than a tenth of the time; else an entry has as many
+    /// queries as pass the keys at once; and if those are too few for all multiprocessors, one tile.
     fn rows_of_entry(&self, sequences: &[(usize, usize)], num_heads: usize, sm_count: usize) -> RowsOfEntry {
         if !self.stays() {
             return RowsOfEntry { most: self.query_rows, whole_up_to: 0 };
         }
-        let parts = |rows: usize| sequences.iter().map(|s| s.1.div_ceil(rows)).sum::<usize>() * num_heads;
-        let whole_up_to =
-            if sequences.len() * num_heads >= ENOUGH_ITEMS * sm_count { self.pairs * RING_ROWS } else { 0 };
-        let most = if parts(self.query_rows) >= sm_count { self.query_rows } else { RING_ROWS };
-        RowsOfEntry { most, whole_up_to }
+        let whole = sequences.len() * num_heads;
+        let whole_up_to = if 10 * whole >= 9 * whole.next_multiple_of(sm_count) { self.pairs * RING_ROWS } else { 0 };
+        let cut = sequences.iter().map(|s| s.1.div_ceil(self.query_rows)).sum::<usize>() * num_heads;
+        RowsOfEntry { most: if cut >= sm_count { self.query_rows } else { RING_ROWS }, whole_up_to }
     }
 }
 
@@ -544,8 +541,9 @@ mod tests {
         };
         assert_eq!(longest(&[512]), 64); // 12 heads, 8 tiles: 96 items
         assert_eq!(longest(&[512; 8]), 192); // 96 heads of 3 entries
-        assert_eq!(longest(&[512; 44]), 512); // 4 items for each of 132 multiprocessors
-        assert_eq!(longest(&[8192; 44]), 192); // more keys than fit
+        assert_eq!(longest(&[512; 33]), 512); // 3 items for each of 132 multiprocessors
+        assert_eq!(longest(&[512; 34]), 192); // a fourth for some
+        assert_eq!(longest(&[8192; 33]), 192); // more keys than fit
     }
 
     #[test]
