@@ -19,7 +19,7 @@ const EXPONENTIALS_PER_CLOCK: f64 = 16.0;
 /// What is left of the shorter of two kinds of work where warps or blocks overlap them. With 0.4 an A100 gets about the 190 TFLOP/s
 /// that FlashAttention-2 publishes at head size 64.
 const NOT_OVERLAPPED: f64 = 0.4;
-/// The same of attention on Hopper, with either instruction: with 0.7 an H100 gets 478 of the 497 TFLOP/s that FlashAttention-3
+/// The same of attention on Hopper, with either instruction: with 0.7 an H100 gets 469 of the 497 TFLOP/s that FlashAttention-3
 /// publishes for 16,384 tokens at head size 64, and more with mma.sync than FlashAttention-2's 282 at 512 tokens.
 const NOT_OVERLAPPED_ON_HOPPER: f64 = 0.7;
 
