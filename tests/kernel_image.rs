@@ -2,8 +2,8 @@
 //! that the host's tables name, and the tables choose well-formed launches for every shape.
 
 use berthier::backend::cuda::{
-    ATTENTION_TILES, AttentionTile, Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, Gpu, Manifest, Multiplier,
-    ROW_SIZES, SPLITK_REDUCE, TIE, TileTable,
+    ATTENTION_TILES, AttentionTile, Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, Gpu, Manifest,
+    Multiplier, ROW_SIZES, SPLITK_REDUCE, TIE, TileTable,
 };
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
@@ -156,12 +156,7 @@ fn attention_tiles_are_those_of_the_source_and_of_the_image() {
             _ => panic!("{}: {line:?}", tile.name),
         };
         let AttentionTile { head_dim, heads, tiles_of_block, query_rows, key_rows, pairs, .. } = tile;
-        assert_eq!(
-            sizes,
-            [head_dim, heads, tiles_of_block, query_rows, key_rows, pairs],
-            "{}",
-            tile.name
-        );
+        assert_eq!(sizes, [head_dim, heads, tiles_of_block, query_rows, key_rows, pairs], "{}", tile.name);
         assert_eq!((threads, dynamic_shared), (tile.threads, tile.dynamic_shared), "{}", tile.name);
         for symbol in symbols(tile.name) {
             let kernel = &Manifest::get().kernels[&symbol];

@@ -139,10 +139,11 @@ fn modifies_scores(desc: &ModelDesc) -> bool {
         AttentionBias::None => false,
         AttentionBias::RelativeBuckets | AttentionBias::Alibi => true,
     };
-    biased || match desc.attention_span {
-        AttentionSpan::Global => false,
-        AttentionSpan::Mixed { .. } => true,
-    }
+    biased
+        || match desc.attention_span {
+            AttentionSpan::Global => false,
+            AttentionSpan::Mixed { .. } => true,
+        }
 }
 
 /// One kernel of a network.

@@ -202,7 +202,8 @@ impl AttentionTile {
             return RowsOfEntry { most: self.query_rows, whole_up_to: 0 };
         }
         let whole = sequences.len() * num_heads;
-        let whole_up_to = if 10 * whole >= 9 * whole.next_multiple_of(sm_count) { self.pairs * RING_ROWS } else { 0 };
+        let whole_up_to =
+            if 10 * whole >= 9 * whole.next_multiple_of(sm_count) { self.pairs * RING_ROWS } else { 0 };
         let cut = sequences.iter().map(|s| s.1.div_ceil(self.query_rows)).sum::<usize>() * num_heads;
         RowsOfEntry { most: if cut >= sm_count { self.query_rows } else { RING_ROWS }, whole_up_to }
     }
@@ -346,7 +347,8 @@ fn launch(table: &TileTable, list: WorkList<'_>, kernels: AttentionKernels) -> A
         let tiles = |rows: i32| (rows as usize).div_ceil(RING_ROWS);
         let products = |e: &Entry| tiles(e.queries) * tiles(e.tokens);
         // the first block has the longest item of each turn
-        let of_first = (0..entries.len() * num_heads).step_by(grid).map(|item| products(&entries[item / num_heads]));
+        let of_first =
+            (0..entries.len() * num_heads).step_by(grid).map(|item| products(&entries[item / num_heads]));
         let groups = tile.query_rows / RING_ROWS;
         let chain = |e: &Entry| tiles(e.queries).div_ceil(groups) * tiles(e.tokens);
         let loaded: usize = entries.iter().map(|e| tiles(e.queries) + 2 * tiles(e.tokens)).sum();

@@ -215,7 +215,8 @@ fn allocate(
     let least = desc.longest_sequence();
     let mut tokens = wanted.max(least);
     loop {
-        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, desc, attention, tokens)).collect::<Called<_>>();
+        let slots =
+            || (0..IN_FLIGHT).map(|_| Slot::new(device, desc, attention, tokens)).collect::<Called<_>>();
         let both = Workspace::new(device, desc, tokens).and_then(|workspace| Ok((workspace, slots()?)));
         match both {
             Ok((workspace, slots)) => return Ok((tokens, workspace, slots)),

@@ -409,13 +409,8 @@ impl Queue<'_> {
             assert!(bias.is_none() && window == 0, "{} computes plain scores", tile.name);
             let boxes = [tile.key_rows as u32, tile.head_dim.min(64) as u32];
             let map = self.products.maps.of(qkv, [total_tokens, 3 * hidden], boxes)?;
-            let arguments = [
-                Argument::TensorMap(map),
-                out.into(),
-                entries.into(),
-                entries.len().into(),
-                heads.into(),
-            ];
+            let arguments =
+                [Argument::TensorMap(map), out.into(), entries.into(), entries.len().into(), heads.into()];
             // SAFETY: as below
             return unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) };
         }
