@@ -460,7 +460,7 @@ mod tests {
                         // what more queries pass than the warpgroups take at once has to fit
                         let fits = e.tokens as usize <= launch.tile.pairs * RING_ROWS;
                         prop_assert!(e.queries as usize <= launch.tile.query_rows || fits);
-                        prop_assert!(e.first_query as usize % RING_ROWS == 0);
+                        prop_assert!((e.first_query as usize).is_multiple_of(RING_ROWS));
                     } else {
                         prop_assert!(e.queries as usize <= launch.tile.query_rows / launch.tile.tiles_of_block);
                     }
