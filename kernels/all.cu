@@ -5,6 +5,7 @@
 #include "gemm_hopper.cu"
 #include "folded_layernorm.cu"
 #include "attention.cu"
+#include "attention_hopper.cu"
 #include "residual_layernorm.cu"
 #include "rotary.cu"
 #include "first_rows.cu"

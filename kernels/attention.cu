@@ -6,8 +6,8 @@
 // qkv    [total_tokens, 3 num_heads head_dim] 16-bit: q, k, v of all heads, each num_heads head_dim wide. q and bias arrive
 //        multiplied by log2(e) (q by 1/sqrt(head_dim) too): the exponent is base 2.
 // out    [total_tokens, num_heads head_dim] 16-bit.
-// tiles  the work list, int4 {first row of the sequence, its tokens, first query of this tile, 0}: see below. It takes the
-//        place of cu_seqlens, and spares each block a second load that waits for the first.
+// tiles  the work list, int4 {first row of the sequence, its tokens, first query of this tile, its queries (not read here)}: see
+//        below. It takes the place of cu_seqlens, and spares each block a second load that waits for the first.
 // bias   [num_heads, 2 bias_radius + 1] f32, or null. MPNet's and T5's buckets and ALiBi are all such lines.
 // window_half  0 or less: no window.
 // Limits: head_dim 32, 64, 128; pointers 16-byte aligned; a sequence has 1 token or more, and no more than 2^31 elements of
@@ -224,7 +224,8 @@ template <class T, int D, class S> DEV void stream_block(uint8_t* shared, const 
       if (p.bias) add_bias(s, reading + 2 * PART + 4 * (key - first_key - (query - t.first_query) + ROWS - 1));
       const bool all_seen = last_key < t.tokens && first_key >= last_query - reach && last_key <= warp_query + reach;
       if (!all_seen) mask(s, key, query, reach, t.tokens);
-      follow_maxima(maximum, s, o);
+      float factor[M][2];
+      if (follow_maxima(maximum, factor, s)) rescale(o, factor);
       multiply_values<T, ROW_BYTES>(o, s, maximum, reading + PART + row_major_lane<ROW_BYTES>(lane), G);
     }
     cp_async_wait<0>();

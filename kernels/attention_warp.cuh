@@ -1,5 +1,5 @@
 // attention_warp.cuh - what a warp of attention.cu does with a tile of queries and a tile of keys, and how these lie in shared
-// memory. Knows nothing of sequences' places, work lists or stages.
+// memory; attention_hopper.cu uses what does not depend on the instruction. Knows nothing of sequences' places, work lists or stages.
 //
 // All loops over arrays are unrolled and all indices constant: everything here lives in registers. M counts 16 query rows, G
 // 16 keys, D is the head size, ROW_BYTES that of a row in shared memory (more than 2 D where two heads lie side by side).
@@ -131,8 +131,8 @@ template <int M, int G> DEV float row_maximum(const Scores<M, G>& s, int m, int 
   for (int j = 1; j < 2 * G; j++) v = fmaxf(v, fmaxf(s.v[m][j][2 * h], s.v[m][j][2 * h + 1]));
   return quad_max(v);
 }
-// Lets maxima follow the scores, and scales what was summed with the old ones.
-template <int D, int M, int G> DEV void follow_maxima(float (&maximum)[M][2], const Scores<M, G>& s, Output<D, M>& o) {
+// Lets maxima follow the scores. If a maximum changes, `factor` is what sums with the old ones are to be multiplied by.
+template <int M, int G> DEV bool follow_maxima(float (&maximum)[M][2], float (&factor)[M][2], const Scores<M, G>& s) {
   float seen[M][2];
   bool lags = false;
 #pragma unroll
@@ -142,18 +142,26 @@ template <int D, int M, int G> DEV void follow_maxima(float (&maximum)[M][2], co
       seen[m][h] = row_maximum(s, m, h);
       lags = lags || seen[m][h] - maximum[m][h] > MAXIMUM_LAG;
     }
-  if (!lags) return;
+  if (!lags) return false;
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       // each row by its own lag, though others made the branch be taken: its bits must not depend on them
       float next = seen[m][h] - maximum[m][h] > MAXIMUM_LAG ? seen[m][h] : maximum[m][h];
-      float factor = ex2_approx(maximum[m][h] - next);
+      factor[m][h] = ex2_approx(maximum[m][h] - next);
       maximum[m][h] = next;
-      o.sum[m][2 * h] *= factor;
+    }
+  return true;
+}
+template <int D, int M> DEV void rescale(Output<D, M>& o, const float (&factor)[M][2]) {
 #pragma unroll
-      for (int j = 0; j < D / 8; j++) { o.v[m][j][2 * h] *= factor; o.v[m][j][2 * h + 1] *= factor; }
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      o.sum[m][2 * h] *= factor[m][h];
+#pragma unroll
+      for (int j = 0; j < D / 8; j++) { o.v[m][j][2 * h] *= factor[m][h]; o.v[m][j][2 * h + 1] *= factor[m][h]; }
     }
 }
 // o += 2^(s - maximum) V, for the first `groups` groups. Accumulators of scores are operands A of the next product as they lie.

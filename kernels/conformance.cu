@@ -272,3 +272,42 @@ CONFORMANCE_WGMMA(conformance_wgmma_n256, 256, wgmma_m64n256k16)
 CONFORMANCE_WGMMA(conformance_wgmma_n128_bf16, 128, wgmma_m64n128k16_bf16)
 CONFORMANCE_WGMMA(conformance_wgmma_n192_bf16, 192, wgmma_m64n192k16_bf16)
 CONFORMANCE_WGMMA(conformance_wgmma_n256_bf16, 256, wgmma_m64n256k16_bf16)
+// a [64, 16] halves from registers, b as w [n, 16] stored K-major, or as its transpose [16, n], in rows of 64 or 128 bytes with the
+// swizzle of that width: of n columns, or of 16 with nothing behind them. sm_90a
+template <int N, int ROW_BYTES, bool TRANSPOSED, class Multiply> DEV void wgmma_ra_body(const uint32_t* in, uint32_t* out, Multiply multiply) {
+#if defined(HOST_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr int REGISTERS = N / 2;
+  SMEM_DYN(wgmma_smem);
+  const saddr b = smem_addr(wgmma_smem);
+  for (int i = threadIdx.x; i < N * 16; i += 128) {
+    const int n = i / 16, k = i % 16, row = TRANSPOSED ? k : n, byte = 2 * (TRANSPOSED ? n : k), phase = ROW_BYTES == 64 ? row >> 1 & 3 : row & 7;
+    st_shared_16(b + row * ROW_BYTES + ((byte / 16) ^ phase) * 16 + byte % 16, (half_t)(in[(64 + n) * 8 + k / 2] >> 16 * (k % 2)));
+  }
+  fence_proxy_async();
+  sync_block();
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
+  uint32_t a[4];
+  for (int i = 0; i < 4; i++) { a[i] = in[(row + i % 2 * 8) * 8 + pair + i / 2 * 4]; wgmma_hold(a[i]); }
+  float d[REGISTERS];
+  for (int i = 0; i < REGISTERS; i++) { d[i] = (float)i; wgmma_hold(d[i]); }
+  wgmma_fence();
+  multiply(d, a, ROW_BYTES == 64 ? wgmma_desc_sw64(b) : wgmma_desc_sw128(b));
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int i = 0; i < REGISTERS; i++) out[REGISTERS * threadIdx.x + i] = f32_bits(d[i]);
+#endif
+}
+#if defined(HOST_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CONFORMANCE_WGMMA_RA(name, n, row_bytes, transposed, wrapper)                                                            \
+  KERNEL(128, name, const uint32_t* in, uint32_t* out) {                                                                        \
+    wgmma_ra_body<n, row_bytes, transposed>(in, out, [](float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b) { wrapper<transposed>(d, a, b, 1); }); \
+  }
+#else
+#define CONFORMANCE_WGMMA_RA(name, n, row_bytes, transposed, wrapper) KERNEL(128, name, const uint32_t* in, uint32_t* out) {}
+#endif
+CONFORMANCE_WGMMA_RA(conformance_wgmma_ra_n64, 64, 128, false, wgmma_m64n64k16_ra)
+CONFORMANCE_WGMMA_RA(conformance_wgmma_ra_n64_sw64_bf16, 64, 64, false, wgmma_m64n64k16_ra_bf16)
+CONFORMANCE_WGMMA_RA(conformance_wgmma_ra_n64_transposed, 64, 128, true, wgmma_m64n64k16_ra)
+CONFORMANCE_WGMMA_RA(conformance_wgmma_ra_n64_transposed_bf16, 64, 128, true, wgmma_m64n64k16_ra_bf16)
+CONFORMANCE_WGMMA_RA(conformance_wgmma_ra_n32_transposed, 32, 64, true, wgmma_m64n32k16_ra)
+CONFORMANCE_WGMMA_RA(conformance_wgmma_ra_n32_transposed_bf16, 32, 64, true, wgmma_m64n32k16_ra_bf16)

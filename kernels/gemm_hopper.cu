@@ -34,6 +34,7 @@
 // for 32 without, of which it gives about 30 in the time of the stage's products. The numbers: docs/performance.md.
 // Method: the warp-specialised persistent kernels of CUTLASS (include/cutlass/gemm/kernel/sm90_gemm_tma_warpspecialized_*.hpp).
 #include "gemm_tiles.cuh"
+#include "hopper_ring.cuh"
 
 #if defined(HOST_EMULATION) || !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 template <int N, int S, int GROUPS, int BLOCKS> struct HopperShape {
@@ -47,8 +48,9 @@ template <int N, int S, int GROUPS, int BLOCKS> struct HopperShape {
   // Of each consumer warp: a box for each 16 rows of 64 columns that it stores, and a slab of 8 rows.
   static constexpr int BOX_BYTES = 16 * SEGMENT * 2, BOXES = ROW_BLOCKS * SEGMENTS, SLAB_ROWS = 8;
   static constexpr int BOX_AT = S * STAGE_BYTES, SLAB_AT = BOX_AT + CONSUMER_WARPS * BOXES * BOX_BYTES;
+  using Stages = Ring<S, STAGE_BYTES>;
   static constexpr int BARRIER_AT = SLAB_AT + CONSUMER_WARPS * SLAB_ROWS * SLAB_ROW_BYTES;
-  static constexpr int SHARED_BYTES = BARRIER_AT + 8 * (2 * S + CONSUMER_WARPS);
+  static constexpr int SHARED_BYTES = BARRIER_AT + Stages::BARRIER_BYTES + 8 * CONSUMER_WARPS;
 };
 // 168 registers a thread fit at first; what the loading warpgroup gives away the others get: 128 x 40 + 256 x 232 = 64 Ki less 1 Ki
 constexpr int LOADER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
@@ -87,28 +89,12 @@ template <class S> DEV TilePlace corner_of(const TileSequence<S>& tiles, int til
 }
 template <class S> DEV int rank_in_cluster() { return S::CLUSTER == 1 ? 0 : (int)cluster_rank(); }
 
-// ---- the ring of stages -------------------------------------------------------------------------------------------------------
-// full: the loader's one arrival and a stage's bytes; empty: each warp of the cluster that multiplied it. A barrier's phase is how often the
-// ring has been gone round, by its last bit.
-template <class S> struct Ring {
-  saddr stages, full;
-  int stage;
-  uint32_t phase;
-};
-template <class S> DEV saddr empty_barrier(saddr full) { return full + 8 * S::STAGES; }
-template <class S> DEV Ring<S> ring_at(saddr shared, int step) {
-  return Ring<S>{shared, shared + S::BARRIER_AT, step % S::STAGES, (uint32_t)(step / S::STAGES) & 1};
-}
-template <class S> DEV void advance(Ring<S>& r) {
-  if (++r.stage == S::STAGES) {
-    r.stage = 0;
-    r.phase ^= 1;
-  }
-}
+// ---- loading --------------------------------------------------------------------------------------------------------------------
+template <class S> DEV typename S::Stages stages_at(saddr shared, int step) { return ring_at<typename S::Stages>(shared, shared + S::BARRIER_AT, step); }
 
 template <class S> DEV void load_tiles(const HopperProduct& x, saddr shared) {
   const TileSequence<S> tiles = TileSequence<S>::of(x);
-  Ring<S> ring = ring_at<S>(shared, 0);
+  typename S::Stages ring = stages_at<S>(shared, 0);
   const int rank = rank_in_cluster<S>();
   constexpr int W_ROWS = S::BLOCK_N / S::CLUSTER;  // that this block loads
   griddep_wait();  // what came before has written a
@@ -117,8 +103,8 @@ template <class S> DEV void load_tiles(const HopperProduct& x, saddr shared) {
     const TilePlace corner = corner_of<S>(tiles, tile, rank);
 #pragma unroll 1
     for (int step = 0; step < tiles.steps; step++) {
-      const saddr full = ring.full + 8 * ring.stage, stage = ring.stages + ring.stage * S::STAGE_BYTES;
-      mbar_wait(empty_barrier<S>(full), ring.phase ^ 1);  // free at once in the first round
+      const saddr full = full_barrier(ring), stage = stage_of(ring);
+      wait_until_empty(ring);
       mbar_arrive_expect_tx(full, S::STAGE_BYTES);
       tma_load_2d(stage, &x.a, full, step * S::BLOCK_K, corner.row);
       const saddr w = stage + S::A_BYTES + rank * W_ROWS * S::ROW_BYTES;
@@ -145,7 +131,7 @@ template <class T, class S> DEV void multiply_stage(HopperSums<S>& sums, saddr a
 // All of a tile's stages: one multiplies while the one before is waited for and freed. `meanwhile` runs beside the first,
 // `all_issued` beside the last.
 template <class T, class S, class F, class G>
-DEV void multiply_tile(HopperSums<S>& sums, Ring<S> ring, int steps, int first_row, F meanwhile, G all_issued) {
+DEV void multiply_tile(HopperSums<S>& sums, typename S::Stages ring, int steps, int first_row, F meanwhile, G all_issued) {
   const int lane = threadIdx.x % 32;
   auto free = [&](saddr empty) {
     if constexpr (S::CLUSTER == 1) {
@@ -156,11 +142,11 @@ DEV void multiply_tile(HopperSums<S>& sums, Ring<S> ring, int steps, int first_r
   };
   saddr freed = 0;
   auto multiply = [&](bool first) {
-    const saddr full = ring.full + 8 * ring.stage, stage = ring.stages + ring.stage * S::STAGE_BYTES;
-    mbar_wait(full, ring.phase);
+    const saddr stage = stage_of(ring), empty = empty_barrier(ring);
+    wait_until_full(ring);
     multiply_stage<T, S>(sums, stage + first_row * S::ROW_BYTES, stage + S::A_BYTES, first);
     advance(ring);
-    return empty_barrier<S>(full);
+    return empty;
   };
   freed = multiply(true);
   meanwhile();
@@ -185,7 +171,7 @@ struct WarpPlace {
 };
 template <class S> DEV WarpPlace warp_place(saddr shared, int consumer_warp) {
   return WarpPlace{shared + S::BOX_AT + consumer_warp * S::BOXES * S::BOX_BYTES, shared + S::SLAB_AT + consumer_warp * S::SLAB_ROWS * SLAB_ROW_BYTES,
-                   shared + S::BARRIER_AT + 8 * (2 * S::STAGES + consumer_warp),
+                   shared + S::BARRIER_AT + S::Stages::BARRIER_BYTES + 8 * consumer_warp,
                    S::GROUPS_OF_TILE == 2 ? consumer_warp * 16 : consumer_warp % 4 * 16, (int)threadIdx.x % 32};
 }
 // The boxes are free once the stores of the tile before have read them; then the residual loads.
@@ -238,7 +224,7 @@ DEV void store_tile_by_tma(const HopperSums<S>& sums, const HopperProduct& x, co
 #pragma unroll 1
     for (int half = 0; half < 2; half++) {
       store_to_slab<S>(sums, box, half, warp);
-      sync_warp();
+      sync_warp();  // also behind lane 0's wait for the boxes, which are written from here on
 #pragma unroll 1
       for (int slab_row = lane_row; slab_row < S::SLAB_ROWS; slab_row += 32 / SEGMENT_LANES) {
         const int row = half * S::SLAB_ROWS + slab_row;
@@ -283,13 +269,12 @@ template <class T, class S> DEV void multiply_tiles(const HopperProduct& x, cons
     // Ping-pong: only when the other group has seen all its stages. Two rounds of the ring ahead, a barrier's phase would look as
     // if it were complete; and two groups that multiply at once only take each other's time.
     if (S::GROUPS_OF_TILE == 1 && turn) bar_sync(group ? 2 : 1, 256);
-    multiply_tile<T, S>(sums, ring_at<S>(shared, turn * tiles.steps), tiles.steps, S::GROUPS_OF_TILE == 2 ? group * 64 : 0, [&] {
+    multiply_tile<T, S>(sums, stages_at<S>(shared, turn * tiles.steps), tiles.steps, S::GROUPS_OF_TILE == 2 ? group * 64 : 0, [&] {
       load_residual<S>(x, e, warp, first_row, first_column);
       norms = load_norm<S>(x, e, warp, first_row);
     }, [&] {
       if (S::GROUPS_OF_TILE == 1 && tile + tiles.stride < tiles.all) bar_arrive(group ? 1 : 2, 256);
     });
-    sync_warp();  // lane 0 has waited for the boxes
     if (e.residual) {
       mbar_wait(warp.residual_full, residual_phase);
       residual_phase ^= 1;
@@ -300,13 +285,10 @@ template <class T, class S> DEV void multiply_tiles(const HopperProduct& x, cons
 }
 
 template <class T, class S> DEV void hopper_block(uint8_t* memory, const HopperProduct& x, const Epilogue& e) {
-  const saddr shared = smem_addr(memory), full = shared + S::BARRIER_AT;
+  const saddr shared = smem_addr(memory);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::STAGES; i++) {
-      mbar_init(full + 8 * i, 1);
-      mbar_init(empty_barrier<S>(full + 8 * i), 4 * S::GROUPS_OF_TILE * S::CLUSTER);
-    }
-    for (int i = 0; i < S::CONSUMER_WARPS; i++) mbar_init(full + 8 * (2 * S::STAGES + i), 1);
+    init_ring(stages_at<S>(shared, 0), 4 * S::GROUPS_OF_TILE * S::CLUSTER);  // a stage is empty when each warp of the cluster that multiplies has done so
+    for (int i = 0; i < S::CONSUMER_WARPS; i++) mbar_init(warp_place<S>(shared, i).residual_full, 1);
     mbar_fence_init();
   }
   if constexpr (S::CLUSTER == 1) sync_block();

@@ -23,7 +23,11 @@ DEV float warp_max(float v LOC_PARAM) {
 // over the four lanes that share a row of an mma accumulator
 DEV float quad_max(float v LOC_PARAM) { v = fmaxf(v, shfl_xor(v, 1 LOC_ARG)); return fmaxf(v, shfl_xor(v, 2 LOC_ARG)); }
 DEV float quad_sum(float v LOC_PARAM) { v += shfl_xor(v, 1 LOC_ARG); return v + shfl_xor(v, 2 LOC_ARG); }
-// K-major wgmma operand in shared memory, 128-byte swizzle, 8-row groups 1024 bytes apart
+// wgmma operand in shared memory: rows of 128 (64) bytes with the swizzle of that width, groups of 8 rows side by side. K-major;
+// or transposed, of no more columns than a row has.
 DEV uint64_t wgmma_desc_sw128(saddr a) {
   return (uint64_t)((a & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+DEV uint64_t wgmma_desc_sw64(saddr a) {
+  return (uint64_t)((a & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62;
 }

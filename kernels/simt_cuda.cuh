@@ -193,12 +193,16 @@ template <int N> DEV void tma_store_wait_read() { asm volatile("cp.async.bulk.wa
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 template <int N> DEV void setmaxnreg_inc() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEV void setmaxnreg_dec() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
-DEV void wgmma_hold(float& d) { asm volatile("" : "+f"(d)::"memory"); }  // keeps what sets an accumulator before the fence
+// Keeps what sets an accumulator or an operand before the fence, and what reads an accumulator behind the wait.
+DEV void wgmma_hold(float& d) { asm volatile("" : "+f"(d)::"memory"); }
+DEV void wgmma_hold(uint32_t& a) { asm volatile("" : "+r"(a)::"memory"); }
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 #define W8(o) "+f"(d[o]), "+f"(d[o+1]), "+f"(d[o+2]), "+f"(d[o+3]), "+f"(d[o+4]), "+f"(d[o+5]), "+f"(d[o+6]), "+f"(d[o+7])
 #define W32(o) W8(o), W8(o + 8), W8(o + 16), W8(o + 24)
+#define W16(o) W8(o), W8(o + 8)
+#define R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define R32 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define R64 \
@@ -228,10 +232,25 @@ WGMMA(wgmma_m64n192k16_bf16, "m64n192k16", "bf16", 96, R96, "%96", "%97", "%98",
 WGMMA(wgmma_m64n256k16, "m64n256k16", "f16", 128, R128, "%128", "%129", "%130", W32(0), W32(32), W32(64), W32(96))
 WGMMA(wgmma_m64n256k16_bf16, "m64n256k16", "bf16", 128, R128, "%128", "%129", "%130", W32(0), W32(32), W32(64), W32(96))
 #undef WGMMA
+// d += a b^T with a in registers, four a thread as mma_m16n8k16 has them of each warp's 16 rows. b as above, or with
+// TRANSPOSED b^T [16, n] in shared memory: its rows are the sum's, of 64 or 128 bytes with the swizzle of that width.
+#define WGMMA_RA(name, shape, type, registers, list, a_, db_, p_, t_, ...)                                                         \
+  template <int TRANSPOSED> DEV void name(float (&d)[registers], const uint32_t (&a)[4], uint64_t db, int scale_d) {              \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_ ", 0;\n"                                                                 \
+                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, {" a_ "}, " db_ ", p, 1, 1, " t_ ";\n}" \
+                 : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(db), "r"(scale_d), "n"(TRANSPOSED));             \
+  }
+WGMMA_RA(wgmma_m64n32k16_ra, "m64n32k16", "f16", 16, R16, "%16,%17,%18,%19", "%20", "%21", "%22", W16(0))
+WGMMA_RA(wgmma_m64n32k16_ra_bf16, "m64n32k16", "bf16", 16, R16, "%16,%17,%18,%19", "%20", "%21", "%22", W16(0))
+WGMMA_RA(wgmma_m64n64k16_ra, "m64n64k16", "f16", 32, R32, "%32,%33,%34,%35", "%36", "%37", "%38", W32(0))
+WGMMA_RA(wgmma_m64n64k16_ra_bf16, "m64n64k16", "bf16", 32, R32, "%32,%33,%34,%35", "%36", "%37", "%38", W32(0))
+#undef WGMMA_RA
+#undef R16
 #undef R32
 #undef R64
 #undef R96
 #undef R128
 #undef W32
+#undef W16
 #undef W8
 #endif

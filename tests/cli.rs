@@ -433,7 +433,7 @@ fn costs_are_predicted_without_model_and_gpu() {
     }
     let text = String::from_utf8(place.run("bench costs --gpu h200 --shape large").ok().stdout).unwrap();
     assert!(text.starts_with("Predictions, not measurements"), "{text}");
-    for part in ["BERT-large on H200, predicted", "attention_stream_d64", "batch-invariant", "512"] {
+    for part in ["BERT-large on H200, predicted", "attention_wgmma_d64", "batch-invariant", "512"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     // the shape of a model; the toy's heads have a size that there is no kernel for

@@ -2,8 +2,8 @@
 //! that the host's tables name, and the tables choose well-formed launches for every shape.
 
 use berthier::backend::cuda::{
-    ATTENTION_TILES, Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, Gpu, Manifest, Multiplier,
-    ROW_SIZES, SPLITK_REDUCE, TIE, TileTable,
+    ATTENTION_TILES, AttentionTile, Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, Gpu, Manifest,
+    Multiplier, ROW_SIZES, SPLITK_REDUCE, TIE, TileTable,
 };
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
@@ -75,7 +75,7 @@ fn every_kernel_fits_every_architecture_without_local_memory() {
         assert!(name.ends_with("_f16") || name.ends_with("_bf16"), "{name}: for which element type?");
         for architecture in &manifest.architectures {
             let Some(usage) = kernel.on(architecture) else {
-                let of_another = name.starts_with("gemm_wgmma_") && architecture != "sm_90a";
+                let of_another = name.contains("_wgmma_") && architecture != "sm_90a";
                 assert!(of_another, "{name} is not built for {architecture}");
                 continue;
             };
@@ -87,7 +87,7 @@ fn every_kernel_fits_every_architecture_without_local_memory() {
             let table = TileTable::new(Gpu::known(gpu).unwrap(), element);
             let suffix = format!("_{element}");
             for name in manifest.kernels.keys().filter_map(|name| name.strip_suffix(&suffix)) {
-                let here = !name.starts_with("gemm_wgmma_") || table.gpu().compute_capability == (9, 0);
+                let here = !name.contains("_wgmma_") || table.gpu().compute_capability == (9, 0);
                 assert_eq!(table.blocks_per_sm(name, None) > 0, here, "{name} on {gpu}");
             }
         }
@@ -143,19 +143,20 @@ fn gemm_tiles_are_those_of_the_source_and_of_the_image() {
 #[test]
 fn attention_tiles_are_those_of_the_source_and_of_the_image() {
     let mut lines = table_of("attention.cu", "ATTENTION_TILE");
+    lines.extend(table_of("attention_hopper.cu", "RING_TILE"));
     for tile in ATTENTION_TILES {
-        let line = lines.remove(tile.name).unwrap_or_else(|| panic!("{} is not in attention.cu", tile.name));
-        let [head_dim, heads, tiles_of_block, query_rows, key_rows, _min_blocks, threads, dynamic_shared] =
-            line[..]
-        else {
-            panic!("{}: {line:?}", tile.name);
+        let line = lines.remove(tile.name).unwrap_or_else(|| panic!("{} is not in the sources", tile.name));
+        let (sizes, threads, dynamic_shared) = match line[..] {
+            [head_dim, heads, tiles_of_block, query_rows, key_rows, _min_blocks, threads, dynamic_shared] => {
+                ([head_dim, heads, tiles_of_block, query_rows, key_rows, 0], threads, dynamic_shared)
+            }
+            [head_dim, groups, pairs, threads, dynamic_shared] => {
+                ([head_dim, 1, 1, 64 * groups, 64, pairs], threads, dynamic_shared)
+            }
+            _ => panic!("{}: {line:?}", tile.name),
         };
-        assert_eq!(
-            (head_dim, heads, tiles_of_block, query_rows, key_rows),
-            (tile.head_dim, tile.heads, tile.tiles_of_block, tile.query_rows, tile.key_rows),
-            "{}",
-            tile.name
-        );
+        let AttentionTile { head_dim, heads, tiles_of_block, query_rows, key_rows, pairs, .. } = tile;
+        assert_eq!(sizes, [head_dim, heads, tiles_of_block, query_rows, key_rows, pairs], "{}", tile.name);
         assert_eq!((threads, dynamic_shared), (tile.threads, tile.dynamic_shared), "{}", tile.name);
         for symbol in symbols(tile.name) {
             let kernel = &Manifest::get().kernels[&symbol];
@@ -166,7 +167,7 @@ fn attention_tiles_are_those_of_the_source_and_of_the_image() {
             );
         }
     }
-    assert!(lines.is_empty(), "kernels of attention.cu that the host does not know: {lines:?}");
+    assert!(lines.is_empty(), "attention kernels that the host does not know: {lines:?}");
 }
 
 #[test]

@@ -142,7 +142,8 @@ fn head_sizes_match_reference() {
 }
 
 /// On a GPU of two multiprocessors a few hundred tokens are enough for the kernels of wgmma, whose products then pass their
-/// tails, several tiles of a block, and every epilogue of the backend. The trace says which kernels ran.
+/// tails, several tiles of a block, and every epilogue of the backend, and whose attention has several items of a block. The trace
+/// says which kernels ran.
 #[test]
 fn wgmma_products_match_reference() {
     let trace = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("wgmma-trace.txt");
@@ -168,9 +169,12 @@ fn wgmma_products_match_reference() {
         }
         let ran = std::fs::read_to_string(std::env::var("BERTHIER_EMU_TRACE").unwrap()).unwrap();
         for element in ["_f16 ", "_bf16 "] {
-            let found = ran.lines().any(|line| line.starts_with("gemm_wgmma_") && line.contains(element));
-            assert!(found, "no wgmma kernel of{element}ran:\n{ran}");
+            for kernel in ["gemm_wgmma_", "attention_wgmma_"] {
+                let found = ran.lines().any(|line| line.starts_with(kernel) && line.contains(element));
+                assert!(found, "no {kernel}… of{element}ran:\n{ran}");
+            }
         }
+        assert!(!ran.contains("attention_stream_"), "long sequences of these models take wgmma:\n{ran}");
     });
 }
 

@@ -72,14 +72,15 @@ struct Warp {
 };
 
 // ---- a warpgroup's wgmma -----------------------------------------------------------------------------------------------------
-struct PendingWgmma { uint64_t a, b; int n, scale_d, group; bool bf16; float* key; };
+// a_registers: each thread's, read when the product is made; empty where a is in shared memory
+struct PendingWgmma { uint64_t a, b; int n, scale_d, group; bool bf16, transposed_b; float* key; std::vector<const uint32_t*> a_registers; };
 struct Accumulators { std::vector<float> values; float* registers[128]; int n, pending; };  // what the threads' registers will hold
 struct WarpGroup {
   int arrived = 0;
   Op op = Op::NONE;
   Loc loc{"", 0};
   float* d[128];
-  uint64_t a[128], b[128];
+  WgmmaOperands operands[128];
   int group = 0;
   bool fenced = false;
   std::vector<PendingWgmma> queue;

@@ -24,6 +24,7 @@ constexpr uint64_t TENSOR_MAP_MAGIC = 0x544d4150;
 namespace emu {
 enum Direction { READ, WRITE };
 enum Shuffle { XOR, IDX, UP, DOWN };
+struct WgmmaOperands { uint64_t a; const uint32_t* a_registers; uint64_t b; bool transposed_b; };  // a by its descriptor, or in registers
 struct ThreadIndex { dim3e tid, bid, bdim, gdim; };  // threadIdx, blockIdx, blockDim, gridDim
 
 // ---- options ---------------------------------------------------------------------------------------------------------

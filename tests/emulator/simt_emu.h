@@ -47,7 +47,7 @@ void tma_load_2d_multicast(saddr, const TensorMap*, saddr barrier, int c0, int c
 void tma_store_2d(const TensorMap*, saddr, int c0, int c1, Loc);
 void tma_store_commit();
 void tma_store_wait_read(int n);
-void wgmma(float* d, int n, bool bf16, uint64_t a, uint64_t b, int scale_d, Loc);
+void wgmma(float* d, int n, bool bf16, WgmmaOperands, int scale_d, Loc);
 void wgmma_fence(Loc);
 void wgmma_commit(Loc);
 void wgmma_wait(int n, Loc);
@@ -198,11 +198,12 @@ template <int N> DEV void tma_store_wait_read() { emu::tma_store_wait_read(N); }
 template <int N> DEV void setmaxnreg_inc() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
 template <int N> DEV void setmaxnreg_dec() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, ""); }
 DEV void wgmma_hold(float&) {}
+DEV void wgmma_hold(uint32_t&) {}
 DEV void wgmma_fence(LOC_PARAM0) { emu::wgmma_fence(loc_); }
 DEV void wgmma_commit(LOC_PARAM0) { emu::wgmma_commit(loc_); }
 template <int N> DEV void wgmma_wait(LOC_PARAM0) { emu::wgmma_wait(N, loc_); }
 #define EMU_WGMMA(name, n, bf16) \
-  DEV void name(float (&d)[n / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, n, bf16, a, b, scale_d, loc_); }
+  DEV void name(float (&d)[n / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, n, bf16, {a, nullptr, b, false}, scale_d, loc_); }
 EMU_WGMMA(wgmma_m64n64k16, 64, false)
 EMU_WGMMA(wgmma_m64n128k16, 128, false)
 EMU_WGMMA(wgmma_m64n128k16_bf16, 128, true)
@@ -211,3 +212,12 @@ EMU_WGMMA(wgmma_m64n192k16_bf16, 192, true)
 EMU_WGMMA(wgmma_m64n256k16, 256, false)
 EMU_WGMMA(wgmma_m64n256k16_bf16, 256, true)
 #undef EMU_WGMMA
+#define EMU_WGMMA_RA(name, n, bf16)                                                                                               \
+  template <int TRANSPOSED> DEV void name(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b, int scale_d LOC_PARAM) {       \
+    emu::wgmma(d, n, bf16, {0, a, b, TRANSPOSED != 0}, scale_d, loc_);                                                          \
+  }
+EMU_WGMMA_RA(wgmma_m64n32k16_ra, 32, false)
+EMU_WGMMA_RA(wgmma_m64n32k16_ra_bf16, 32, true)
+EMU_WGMMA_RA(wgmma_m64n64k16_ra, 64, false)
+EMU_WGMMA_RA(wgmma_m64n64k16_ra_bf16, 64, true)
+#undef EMU_WGMMA_RA

@@ -1,5 +1,6 @@
-// wgmma.cpp - warpgroup matrix multiply: 16-bit operands in shared memory, K-major, fp32 accumulators. LATE: a product is
-// made when the warpgroup waits for its group; its accumulators are NaN until then.
+// wgmma.cpp - warpgroup matrix multiply: 16-bit operands in shared memory, K-major or (b) transposed, a also in registers; fp32
+// accumulators. LATE: a product is made when the warpgroup waits for its group, of what a's registers hold then; its accumulators
+// are NaN until then.
 #include <math.h>
 #include <string.h>
 #include <memory>
@@ -45,6 +46,32 @@ static void operand_row(uint64_t descriptor, int row, bool bf16, float* out, int
     }
   }
 }
+// 16 rows of n halves, each row 128, 64 or 32 bytes in groups of 8 rows: `stride` to the next group, `leading` to the columns that
+// a row has no room for.
+static void transposed_operand(uint64_t descriptor, int n, bool bf16, float (*out)[256], Loc loc) {
+  const uint32_t start = (uint32_t)(descriptor & 0x3FFF) << 4, leading = (uint32_t)(descriptor >> 16 & 0x3FFF) << 4,
+                 stride = (uint32_t)(descriptor >> 32 & 0x3FFF) << 4, mode = (uint32_t)(descriptor >> 62);
+  if (mode == 0) fail("wgmma at %s:%d: a transposed operand without a swizzle is not emulated", AT(loc));
+  const uint32_t chunks = 16u >> mode;       // of 16 bytes, of a row
+  for (uint32_t k = 0; k < 16; k++)
+    for (uint32_t c = 0; c < (uint32_t)n / 8; c++) {
+      const uint32_t a = start + c / chunks * leading + c % chunks * 16 + k / 8 * stride + k % 8 * chunks * 16;
+      uint8_t* p = shared_at(swizzle(a, 4 - mode), 16, 16, "wgmma operand", loc);
+      announce_read(p, 16);
+      half_t h[8];
+      memcpy(h, p, 16);
+      for (uint32_t i = 0; i < 8; i++) out[k][c * 8 + i] = bf16 ? b2f(h[i]) : h2f(h[i]);
+    }
+}
+// Register i of thread t: rows t % 32 / 4 (+ 8 if i is odd) of its warp's 16, columns 2 (t % 4) and + 1 (+ 8 from i = 2 on).
+static void register_operand(const std::vector<const uint32_t*>& registers, bool bf16, float (*out)[16]) {
+  for (int t = 0; t < 128; t++)
+    for (int i = 0; i < 4; i++)
+      for (int e = 0; e < 2; e++) {
+        const half_t h = (half_t)(registers[(size_t)t][i] >> 16 * e);
+        out[t / 32 * 16 + t % 32 / 4 + i % 2 * 8][t % 4 * 2 + e + i / 2 * 8] = bf16 ? b2f(h) : h2f(h);
+      }
+}
 // acc [128 threads][n / 2]
 static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
   struct Scratch { float A[64][16], B[16][256], C[64][256]; };
@@ -56,8 +83,12 @@ static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
   const int n = p.n, half = n / 2;
   InTheNameOf tensor_core(block->tsan_wgmma);
   acquire(&block->tsan_tma);                 // only fence.proxy.async makes ordinary stores visible here
-  for (int r = 0; r < 64; r++) operand_row(p.a, r, p.bf16, A[r], 1, g.loc);
-  for (int c = 0; c < n; c++) operand_row(p.b, c, p.bf16, &B[0][c], 256, g.loc);
+  if (p.a_registers.empty())
+    for (int r = 0; r < 64; r++) operand_row(p.a, r, p.bf16, A[r], 1, g.loc);
+  else register_operand(p.a_registers, p.bf16, A);
+  if (p.transposed_b) transposed_operand(p.b, n, p.bf16, B, g.loc);
+  else
+    for (int c = 0; c < n; c++) operand_row(p.b, c, p.bf16, &B[0][c], 256, g.loc);
   auto place = [&](int t, int i) -> float& { return C[t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8][i / 4 * 8 + t % 4 * 2 + (i & 1)]; };
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < half; i++) place(t, i) = p.scale_d ? acc[t * half + i] : 0;
@@ -71,16 +102,15 @@ static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
 
 void wgmma_fence(Loc loc) { warpgroup_all(Op::WGMMA_FENCE, loc, [](WarpGroup& g) { g.fenced = true; }); }
 void wgmma_commit(Loc loc) { warpgroup_all(Op::WGMMA_COMMIT, loc, [](WarpGroup& g) { g.group++; }); }
-void wgmma(float* d, int n, bool bf16, uint64_t a, uint64_t b, int scale_d, Loc loc) {
+void wgmma(float* d, int n, bool bf16, WgmmaOperands operands, int scale_d, Loc loc) {
   int t = running->id & 127;
   if (block->n < (running->id | 127) + 1) fail("wgmma at %s:%d: the warpgroup is not whole", AT(loc));
   running->group->d[t] = d;
-  running->group->a[t] = a;
-  running->group->b[t] = b;
+  running->group->operands[t] = operands;
   warpgroup_all(Op::WGMMA, loc, [=](WarpGroup& g) {
     if (!g.fenced) fail("wgmma at %s:%d without a wgmma_fence since the accumulators were last readable", AT(loc));
     for (int i = 1; i < 128; i++)
-      if (g.a[i] != g.a[0] || g.b[i] != g.b[0]) fail("wgmma at %s:%d: descriptors differ within the warpgroup", AT(loc));
+      if (g.operands[i].a != operands.a || g.operands[i].b != operands.b) fail("wgmma at %s:%d: descriptors differ within the warpgroup", AT(loc));
     Accumulators* acc;
     {
       Unseen unseen;
@@ -98,7 +128,9 @@ void wgmma(float* d, int n, bool bf16, uint64_t a, uint64_t b, int scale_d, Loc 
         }
       }
       acc->pending++;
-      g.queue.push_back({a, b, n, scale_d, g.group, bf16, g.d[0]});
+      g.queue.push_back({operands.a, operands.b, n, scale_d, g.group, bf16, operands.transposed_b, g.d[0], {}});
+      if (operands.a_registers)
+        for (const WgmmaOperands& of : g.operands) g.queue.back().a_registers.push_back(of.a_registers);
     }
     if (opt.async == EAGER) { execute(g, g.queue.back(), acc->values.data()); g.queue.back().n = 0; }  // n 0: done
   });

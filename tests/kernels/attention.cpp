@@ -1,23 +1,32 @@
-// Tests of kernels/attention.cu: both paths, all head sizes and dtypes against f64 at ragged lengths, bias and window, what
-// must not leak between sequences, what is promised about bits, real weights. The kernels come from their own table.
+// Tests of kernels/attention.cu and kernels/attention_hopper.cu: all paths, head sizes and dtypes against f64 at ragged lengths, bias
+// and window, what must not leak between sequences, what is promised about bits, real weights. The kernels come from their own tables.
 #include "../../kernels/attention.cu"
+#include "../../kernels/attention_hopper.cu"
 #include "common.h"
 #include <algorithm>
 #include <numeric>
 
 using AttentionKernel = void (*)(const half_t*, half_t*, const u128*, int, const float*, int, int);
+using RingKernel = void (*)(const TensorMap&, half_t*, const u128*, int, int);
+enum Path { SHORT, STREAM, RING };
 struct Variant {
   const char* name;
-  int head_dim, heads_per_block, tiles_per_block, query_rows, key_rows, threads, shared_bytes;
+  Path path;
+  int head_dim, heads_per_block, tiles_per_block, query_rows, threads, shared_bytes;
   AttentionKernel f16, bf16;
-  bool is_short() const { return tiles_per_block > 1; }
+  int pairs = 0;  // of key and value tiles that a ring has room for
+  RingKernel ring_f16 = nullptr, ring_bf16 = nullptr;
+  bool is_short() const { return path == SHORT; }
   int rows_per_entry() const { return query_rows / tiles_per_block; }
 };
-#define VARIANT(name, d, heads, tiles, queries, keys, min_blocks, threads, bytes) {#name, d, heads, tiles, queries, keys, threads, bytes, name##_f16, name##_bf16},
-static const Variant VARIANTS[] = {ATTENTION_TILES(VARIANT)};
-static const Variant& variant(bool is_short, int head_dim) {
+#define VARIANT(name, d, heads, tiles, queries, keys, min_blocks, threads, bytes) \
+  {#name, tiles > 1 ? SHORT : STREAM, d, heads, tiles, queries, threads, bytes, name##_f16, name##_bf16},
+#define RING_VARIANT(name, d, groups, pairs, threads, bytes) \
+  {#name, RING, d, 1, 1, 64 * groups, threads, bytes, nullptr, nullptr, pairs, name##_f16, name##_bf16},
+static const Variant VARIANTS[] = {ATTENTION_TILES(VARIANT) RING_TILES(RING_VARIANT)};
+static const Variant& variant(Path path, int head_dim) {
   for (const Variant& v : VARIANTS)
-    if (v.is_short() == is_short && v.head_dim == head_dim) return v;
+    if (v.path == path && v.head_dim == head_dim) return v;
   FAIL("no such variant");
 }
 
@@ -31,12 +40,22 @@ static std::vector<int> longest_first(const std::vector<int>& cu_seqlens) {
 }
 static void add_entries(WorkList& list, const std::vector<int>& cu_seqlens, int sequence, int rows_per_entry) {
   int start = cu_seqlens[sequence], tokens = cu_seqlens[sequence + 1] - start;
-  for (int query = 0; query < tokens; query += rows_per_entry) list.push_back(u128{(uint32_t)start, (uint32_t)tokens, (uint32_t)query, 0});
+  for (int query = 0; query < tokens; query += rows_per_entry)
+    list.push_back(u128{(uint32_t)start, (uint32_t)tokens, (uint32_t)query, (uint32_t)std::min(rows_per_entry, tokens - query)});
 }
 // Stream: an entry at every rows_per_entry-th query of each sequence.
 static WorkList stream_list(const std::vector<int>& cu_seqlens, int rows_per_entry) {
   WorkList list;
   for (int s : longest_first(cu_seqlens)) add_entries(list, cu_seqlens, s, rows_per_entry);
+  return list;
+}
+// Ring: a sequence that fits whole, or what lets its keys stream by.
+static WorkList ring_list(const Variant& v, const std::vector<int>& cu_seqlens) {
+  WorkList list;
+  for (int s : longest_first(cu_seqlens)) {
+    const int tokens = cu_seqlens[s + 1] - cu_seqlens[s];
+    add_entries(list, cu_seqlens, s, tokens <= 64 * v.pairs ? std::max(64, tokens) : v.query_rows);
+  }
   return list;
 }
 // Short: sequences of 4, 3, 2 and 1 slots into blocks of four. The longest first that still fits, until nothing does; what
@@ -60,7 +79,7 @@ static WorkList short_list(const std::vector<int>& cu_seqlens) {
   }
 }
 static WorkList work_list(const Variant& v, const std::vector<int>& cu_seqlens) {
-  return v.is_short() ? short_list(cu_seqlens) : stream_list(cu_seqlens, v.rows_per_entry());
+  return v.path == SHORT ? short_list(cu_seqlens) : v.path == RING ? ring_list(v, cu_seqlens) : stream_list(cu_seqlens, v.rows_per_entry());
 }
 
 // ---- a problem, and its answers ---------------------------------------------------------------------------------------------
@@ -92,12 +111,21 @@ static void add_bias(Problem& p, Random& random, int radius, float deviation = 2
   p.bias = random.normals((size_t)p.heads * (2 * radius + 1), deviation);
 }
 
-template <class T> static std::vector<half_t> run(const Variant& v, const Problem& p, WorkList list = {}) {
+// `most_blocks`: of a kernel whose blocks stay.
+template <class T> static std::vector<half_t> run(const Variant& v, const Problem& p, WorkList list = {}, int most_blocks = 3) {
   if (list.empty()) list = work_list(v, p.cu_seqlens);
   EXPECT(list.size() % v.tiles_per_block == 0, "a work list of %zu entries", list.size());
   Guarded<half_t> qkv(p.qkv, "qkv"), out((size_t)p.total_tokens() * p.hidden(), "out");
   Guarded<u128> tiles(list, "tiles");
   Guarded<float> bias(p.bias.empty() ? std::vector<float>(1) : p.bias, "bias");
+  if (v.path == RING) {
+    TensorMap map = tensor_map(qkv.data(), p.total_tokens(), 3 * p.hidden(), 64, std::min(p.head_dim, 64));
+    unsigned blocks = (unsigned)std::min((int)list.size() * p.heads, most_blocks);
+    launch(std::is_same<T, F16>::value ? v.ring_f16 : v.ring_bf16, dim3e{blocks}, dim3e{(unsigned)v.threads}, v.shared_bytes, std::ref(map), out.data(),
+           tiles.data(), (int)list.size(), p.heads);
+    expect_no_bank_conflicts();
+    return out.values();
+  }
   unsigned blocks = (unsigned)(list.size() / v.tiles_per_block) * (unsigned)((p.heads + v.heads_per_block - 1) / v.heads_per_block);
   launch(std::is_same<T, F16>::value ? v.f16 : v.bf16, dim3e{blocks}, dim3e{(unsigned)v.threads}, v.shared_bytes, qkv.data(), out.data(),
          tiles.data(), p.heads, p.bias.empty() ? nullptr : bias.data(), p.radius, p.window);
@@ -151,9 +179,9 @@ template <class T> struct Oracle {
     for (int i = 0; i < d; i++) naive[i] = round16<T>(rough_out[i]);
   }
 };
-static void each_row(const WorkList& list, int rows_per_entry, const std::function<void(int start, int tokens, int query)>& f) {
+static void each_row(const WorkList& list, const std::function<void(int start, int tokens, int query)>& f) {
   for (const u128& e : list)
-    for (int query = (int)e.z; query < std::min((int)e.y, (int)e.z + rows_per_entry); query++) f((int)e.x, (int)e.y, query);
+    for (int query = (int)e.z; query < (int)(e.z + e.w); query++) f((int)e.x, (int)e.y, query);
 }
 // Rows of the list against the reference; all other rows must be untouched.
 template <class T> static void check(const char* what, const Variant& v, const Problem& p, WorkList list = {}) {
@@ -163,7 +191,7 @@ template <class T> static void check(const char* what, const Variant& v, const P
   std::vector<double> got, exact, naive;
   std::vector<bool> written(out.size());
   const int d = p.head_dim;
-  each_row(list, v.rows_per_entry(), [&](int start, int tokens, int query) {
+  each_row(list, [&](int start, int tokens, int query) {
     for (int head = 0; head < p.heads; head++) {
       size_t at = (size_t)(start + query) * p.hidden() + head * d, n = exact.size();
       exact.resize(n + d);
@@ -204,7 +232,7 @@ template <class T> static void long_case(const Variant& v, int tokens, int windo
   Random random(case_seed);
   Problem p = make_problem<T>(random, 1, v.head_dim, {5, tokens, 3});
   p.window = window;
-  WorkList all = stream_list(p.cu_seqlens, v.rows_per_entry()), some;
+  WorkList all = work_list(v, p.cu_seqlens), some;
   int of_long = (tokens + v.rows_per_entry() - 1) / v.rows_per_entry();
   for (int i : {0, of_long / 2, of_long - 1, of_long, of_long + 1}) some.push_back(all[i]);
   check<T>("", v, p, some);
@@ -272,7 +300,7 @@ template <class T> static void bits_case(const Variant& v, bool with_bias) {
   for (size_t s = 0; s < sequences; s++) {
     WorkList one;
     if (v.is_short()) one.resize(((size_t)turned.cu_seqlens[s + 1] - turned.cu_seqlens[s] + 15) / 16 <= 2 ? s % 3 : 0, u128{0, 0, 0, 0});
-    add_entries(one, turned.cu_seqlens, (int)s, v.rows_per_entry());
+    add_entries(one, turned.cu_seqlens, (int)s, v.rows_per_entry());  // of the ring: cut otherwise
     if (v.is_short()) one.resize(4, u128{0, 0, 0, 0});
     else one.push_back(u128{0, 0, 0, 0});
     list.insert(list.end(), one.begin(), one.end());
@@ -282,6 +310,22 @@ template <class T> static void bits_case(const Variant& v, bool with_bias) {
     std::vector<half_t> a = rows_of<T>(p, out, hidden, s), b = rows_of<T>(turned, other, hidden, sequences - 1 - s);
     check_same_bits("in another batch", a.data(), b.data(), a.size() * 2);
   }
+}
+// How a sequence's queries are cut, and how many blocks share the items, changes no bit.
+template <class T> static void cuts_case(const Variant& v) {
+  Random random(case_seed);
+  Problem p = make_problem<T>(random, 2, v.head_dim, {300, 65, 128, 1, 190}, 8);
+  std::vector<half_t> whole = run<T>(v, p);
+  for (int rows : {64, 128, 192})
+    for (int blocks : {1, 2, 7, 1000}) {
+      WorkList list;
+      for (size_t s = 0; s + 1 < p.cu_seqlens.size(); s++) {
+        add_entries(list, p.cu_seqlens, (int)s, rows);
+        if (s % 2) list.push_back(u128{0, 0, 0, 0});
+      }
+      std::vector<half_t> cut = run<T>(v, p, list, blocks);
+      check_same_bits("cut and shared otherwise", cut.data(), whole.data(), whole.size() * 2);
+    }
 }
 // NaN or Inf in every second sequence: the others keep their bits, and these show it in each row and head.
 template <class T> static void poison_case(const Variant& v, float poison, int window) {
@@ -328,11 +372,11 @@ template <class T> static void bad_element_case(const Variant& v) {
 }
 
 // Layer 0 of all-MiniLM on rows as its embedding layer makes them: q, k, v as its weights give them.
-template <class T> static void real_weights_case(bool is_short) {
+template <class T> static void real_weights_case(Path path) {
   constexpr int HIDDEN = 384, HEADS = 12, D = 32;
   Random random(case_seed);
   Weights& w = Weights::get();
-  std::vector<int> lengths = is_short ? std::vector<int>{12, 41, 64} : std::vector<int>{130, 70};
+  std::vector<int> lengths = path == SHORT ? std::vector<int>{12, 41, 64} : std::vector<int>{130, 70};
   Problem p{HEADS, D, packed(lengths), {}};
   Tensor words = w.tensor("embeddings.word_embeddings.weight"), positions = w.tensor("embeddings.position_embeddings.weight");
   Tensor types = w.tensor("embeddings.token_type_embeddings.weight");
@@ -361,7 +405,7 @@ template <class T> static void real_weights_case(bool is_short) {
           p.qkv.push_back(T::from_f32(part ? y : y * LOG2E / sqrtf(D)));
         }
     }
-  check<T>("", variant(is_short, D), p);
+  check<T>("", variant(path, D), p);
 }
 
 // The lists themselves: every query once, blocks of the short path whole, and no more of them than needed.
@@ -375,7 +419,7 @@ static void work_list_case() {
     EXPECT(list.size() % 4 == 0, "%zu entries", list.size());
     for (size_t i = 0; i < list.size(); i++)
       if (list[i].y) EXPECT(list[i].z / 16 <= i % 4 && list[i - list[i].z / 16].x == list[i].x && i % 4 - list[i].z / 16 + (list[i].y + 15) / 16 <= 4, "entry %zu: its sequence is not whole", i);
-    each_row(list, 16, [&](int start, int, int query) { seen[start + query]++; });
+    each_row(list, [&](int start, int, int query) { seen[start + query]++; });
     for (int n : seen) EXPECT(n == 1, "a query is %d times in the list", n);
     int slots[5] = {};
     for (int n : lengths) slots[(n + 15) / 16]++;
@@ -392,13 +436,13 @@ template <class T> static void add_cases_of(const Variant& v) {
     add_case(format("%s_%s %s", v.name, Element<T>::name, what.c_str()), std::move(body), speed);
   };
   for (const char* kind : {"plain", "bias radius 0", "bias radius 7", "bias wide", "window=1", "window=5", "window=20", "window=64 bias wide", "window=100000"})
-    add(std::string("ragged ") + kind, [&v, kind] { ragged_case<T>(v, kind); }, !strcmp(kind, "plain") ? QUICK : SLOW);
+    if (v.path != RING || !strcmp(kind, "plain")) add(std::string("ragged ") + kind, [&v, kind] { ragged_case<T>(v, kind); }, !strcmp(kind, "plain") ? QUICK : SLOW);
   for (const char* kind : {"random", "rising", "falling"}) add(std::string("large scores ") + kind, [&v, kind] { large_scores_case<T>(v, kind); });
   add("equal values", [&v] { equal_values_case<T>(v); });
   add("bits", [&v] { bits_case<T>(v, false); });
-  add("bits bias window", [&v] { bits_case<T>(v, true); });
+  if (v.path != RING) add("bits bias window", [&v] { bits_case<T>(v, true); });
   add("NaN beside", [&v] { poison_case<T>(v, NAN, 0); });
-  add("Inf beside", [&v] { poison_case<T>(v, INFINITY, 30); });
+  add("Inf beside", [&v] { poison_case<T>(v, INFINITY, v.path == RING ? 0 : 30); });
   add("bad element", [&v] { bad_element_case<T>(v); });
   if (v.is_short()) {
     std::vector<int> many;
@@ -407,6 +451,18 @@ template <class T> static void add_cases_of(const Variant& v) {
     add("many sequences", [&v, many] { lengths_case<T>(v, 5, many, 0, 0); });
     add("12 heads", [&v] { lengths_case<T>(v, 12, {37, 64, 5}, 10, 0); });
     add("quick bias window", [&v] { lengths_case<T>(v, 3, {17, 64, 3, 1}, 9, 30); }, QUICK);
+  } else if (v.path == RING) {
+    add("511 512 513", [&v] { lengths_case<T>(v, 1, {511, 512, 513}, 0, 0); });
+    add("around what fits", [&v] { lengths_case<T>(v, 1, {64 * v.pairs + 1, 64 * v.pairs, 64 * v.pairs - 1}, 0, 0); });
+    add("one long among many short", [&v] { lengths_case<T>(v, 2, {3, 1, 20, 600, 7, 1, 64, 12, 33}, 0, 0); });
+    add("12 heads", [&v] { lengths_case<T>(v, 12, {70, 90}, 0, 0); });
+    add("2000", [&v] { long_case<T>(v, 2000, 0); });
+    add("8192", [&v] { long_case<T>(v, 8192, 0); });
+    add("cuts and blocks", [&v] { cuts_case<T>(v); });
+    // warpgroups that have no part of one item after another must not run ahead of the others by a round of the ring
+    add("one tile an item", [&v] { lengths_case<T>(v, 1, std::vector<int>(4 * (size_t)v.pairs, 60), 0, 0); });
+    add("two tiles an item", [&v] { lengths_case<T>(v, 1, std::vector<int>(2 * (size_t)v.pairs, 70), 0, 0); });
+    add("more tiles than the ring has", [&v] { lengths_case<T>(v, 1, {65, 193, 130, 66, 64 * v.pairs, 129, 100}, 0, 0); }, QUICK);
   } else {
     add("511 512", [&v] { lengths_case<T>(v, 1, {511, 512}, 0, 0); });
     add("1025 bias", [&v] { lengths_case<T>(v, 1, {1025}, 128, 0); });
@@ -426,12 +482,13 @@ static int register_all() {
     add_cases_of<F16>(v);
     add_cases_of<BF16>(v);
   }
-  for (bool is_short : {true, false}) {
-    add_case(format("real weights %s f16", is_short ? "short" : "stream"), [is_short] { real_weights_case<F16>(is_short); });
-    add_case(format("real weights %s bf16", is_short ? "short" : "stream"), [is_short] { real_weights_case<BF16>(is_short); });
+  for (Path path : {SHORT, STREAM, RING}) {
+    const char* name = path == SHORT ? "short" : path == STREAM ? "stream" : "ring";
+    add_case(format("real weights %s f16", name), [path] { real_weights_case<F16>(path); });
+    add_case(format("real weights %s bf16", name), [path] { real_weights_case<BF16>(path); });
   }
   // the whole of an 8,192-token sequence's keys, once
-  add_case("attention_stream_d64_f16 8192", [] { long_case<F16>(variant(false, 64), 8192, 0); });
+  add_case("attention_stream_d64_f16 8192", [] { long_case<F16>(variant(STREAM, 64), 8192, 0); });
   return 0;
 }
 static const int registered = register_all();

@@ -203,6 +203,12 @@ static const Rule rules[] = {
     {"conformance_wgmma_n128_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 128, from_bf16); }},
     {"conformance_wgmma_n192_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 192, from_bf16); }},
     {"conformance_wgmma_n256_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 256, from_bf16); }},
+    {"conformance_wgmma_ra_n64", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 64); }},
+    {"conformance_wgmma_ra_n64_sw64_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 64, from_bf16); }},
+    {"conformance_wgmma_ra_n64_transposed", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 64); }},
+    {"conformance_wgmma_ra_n64_transposed_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 64, from_bf16); }},
+    {"conformance_wgmma_ra_n32_transposed", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 32); }},
+    {"conformance_wgmma_ra_n32_transposed_bf16", 0, [](const Words& in, size_t i) { return wgmma_word(in, i, 32, from_bf16); }},
 };
 
 static void conformance_case(const ConformanceCase& c) {

@@ -121,13 +121,13 @@ struct Tile { const char* name; int m, n, k, splits, cluster, shared; GemmKernel
 #define HOPPER(name, bm, bn, bk, stages, groups, cluster, threads, bytes) {#name, bm, bn, bk, 1, cluster, bytes, nullptr, name##_f16},
 static const Tile TILES[] = {HOPPER_TILES(HOPPER) GEMM_TILES(TILE)};
 
-// In boxes of so many rows and 64 columns.
-static TensorMap tensor_map(const half_t* base, int rows, int columns, int box_rows) {
+// In boxes of so many rows, and of 64 columns or 32 with the swizzle of that width.
+static TensorMap tensor_map(const half_t* base, int rows, int columns, int box_rows, int box_columns = 64) {
   TensorMap map;
   const uint64_t dimensions[2] = {(uint64_t)columns, (uint64_t)rows}, stride[1] = {2 * (uint64_t)columns};
-  const uint32_t box[2] = {64, (uint32_t)box_rows}, step[2] = {1, 1};
+  const uint32_t box[2] = {(uint32_t)box_columns, (uint32_t)box_rows}, step[2] = {1, 1};
   driver().call("cuTensorMapEncodeTiled", (void*)&map, 6 /* f16 */, 2u, (void*)base, (const uint64_t*)dimensions, (const uint64_t*)stride, (const uint32_t*)box,
-                (const uint32_t*)step, 0, 3 /* 128 bytes */, 2 /* L2: 128 bytes */, 0);
+                (const uint32_t*)step, 0, box_columns == 64 ? 3 : 2 /* 128 or 64 bytes */, 2 /* L2: 128 bytes */, 0);
   return map;
 }
 
@@ -168,14 +168,16 @@ static void add_gemm(const Encoder& e, const char* op, int m, int n, int k, bool
 }
 
 typedef void (*AttentionKernel)(const half_t*, half_t*, const u128*, int, const float*, int, int);
-struct AttentionTile { const char* name; int head_dim, heads, tiles, queries, shared; AttentionKernel kernel; };
+typedef void (*RingKernel)(const TensorMap&, half_t*, const u128*, int, int);
+struct AttentionTile { const char* name; int head_dim, heads, tiles, queries, shared; AttentionKernel kernel; int pairs = 0; RingKernel ring = nullptr; };
 #define ATTENTION(name, d, heads, tiles, queries, keys, min_blocks, threads, bytes) {#name, d, heads, tiles, queries, bytes, name##_f16},
-static const AttentionTile ATTENTIONS[] = {ATTENTION_TILES(ATTENTION)};
+#define RING(name, d, groups, pairs, threads, bytes) {#name, d, 1, 1, 64 * groups, bytes, nullptr, pairs, name##_f16},
+static const AttentionTile ATTENTIONS[] = {ATTENTION_TILES(ATTENTION) RING_TILES(RING)};
 
 static void add_attention(const Encoder& e, int tokens, int length) {
   for (const AttentionTile& t : ATTENTIONS) {
     if (t.head_dim != e.hidden / e.heads || (t.tiles > 1 && length > 64) || (t.tiles == 1 && length < 64)) continue;
-    int sequences = tokens / length, rows = t.queries / t.tiles;
+    int sequences = tokens / length, rows = t.ring && length <= 64 * t.pairs ? length : t.queries / t.tiles;
     Shape s;
     s.name = format("%s_f16 %s attention tokens=%d length=%d", t.name, e.name, tokens, length);
     s.json = format("\"kernel\": \"%s_f16\", \"encoder\": \"%s\", \"op\": \"attention\", \"tokens\": %d, \"length\": %d, \"heads\": %d, \"head_dim\": %d", t.name, e.name, tokens,
@@ -184,16 +186,21 @@ static void add_attention(const Encoder& e, int tokens, int length) {
     s.flops = 4.0 * sequences * length * length * e.hidden;
     s.set_bytes = (size_t)s.bytes + (size_t)tokens * 2 + 4096;
     s.quick = tokens <= 256 && !strcmp(e.name, "minilm");
+    s.hopper = t.ring != nullptr;
     s.build = [=](Arena& arena) {
       std::vector<u128> list;
       for (int i = 0; i < sequences; i++) {
         if (t.tiles > 1 && list.size() % 4 + ceil_div(length, 16) > 4)
           while (list.size() % 4) list.push_back(u128{0, 0, 0, 0});
-        for (int q = 0; q < length; q += rows) list.push_back(u128{(unsigned)(i * length), (unsigned)length, (unsigned)q, 0});
+        for (int q = 0; q < length; q += rows) list.push_back(u128{(unsigned)(i * length), (unsigned)length, (unsigned)q, (unsigned)std::min(rows, length - q)});
       }
       while (list.size() % t.tiles) list.push_back(u128{0, 0, 0, 0});
       half_t *qkv = arena.take<half_t>((size_t)tokens * 3 * e.hidden), *out = arena.take<half_t>((size_t)tokens * e.hidden);
       const u128* tiles = arena.put(list);
+      if (t.ring) {
+        const unsigned blocks = std::min((unsigned)list.size() * e.heads, (unsigned)driver().attribute(Driver::MULTIPROCESSORS));
+        return std::vector<Launch>{make(t.ring, blocks, 1, (size_t)t.shared, tensor_map(qkv, tokens, 3 * e.hidden, 64, std::min(t.head_dim, 64)), out, tiles, (int)list.size(), e.heads)};
+      }
       return std::vector<Launch>{make(t.kernel, (unsigned)list.size() / t.tiles * ceil_div(e.heads, t.heads), 1, (size_t)t.shared, qkv, out, tiles, e.heads, nullptr, 0, 0)};
     };
     shapes.push_back(s);
@@ -263,7 +270,7 @@ static void add_all() {
       add_gemm(e, "up", m, e.inner, e.hidden, false, ACT_GELU);
       add_gemm(e, "down", m, e.hidden, e.inner, true, ACT_NONE);
       if (m == 16384)
-        for (int length : {16, 32, 64, 128, 256, 512}) add_attention(e, m, length);
+        for (int length : {16, 32, 64, 128, 256, 512, 2048}) add_attention(e, m, length);
       if (m == 16384 || m == 16) add_rows(e, m);
       if (m == 16) add_attention(e, m, 16);
     }

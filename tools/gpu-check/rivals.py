@@ -149,9 +149,9 @@ class Benchmark:
             roof = max(best["bytes"] / self.bandwidth, best["flops"] / self.peak) * 1e6
             row = {"encoder": encoder, "op": op, "rows": m, "shape": f"n={n} k={k}" if n else (f"length {length}" if length else ""), "kernel": best["kernel"] + (f", {best['splits']} splits" if best.get("splits", 1) > 1 else "")}
             row |= {"us": show(best["cold_us"]), "us in L2": f"{best['hot_us'][1]:.3g}", "of its roof": f"{roof / best['cold_us'][1]:.0%}"}
-            if any("gemm_wgmma_" in i["kernel"] for i in items):  # both instructions, whichever is ahead
+            if any("_wgmma_" in i["kernel"] for i in items):  # both instructions, whichever is ahead
                 for column, wgmma in (("wgmma us", True), ("mma.sync us", False)):
-                    times = [i["cold_us"][1] for i in items if ("gemm_wgmma_" in i["kernel"]) == wgmma]
+                    times = [i["cold_us"][1] for i in items if ("_wgmma_" in i["kernel"]) == wgmma]
                     row |= {column: f"{min(times):.3g}"} if times else {}
             theirs = None
             if self.left() > 20:

@@ -16,6 +16,7 @@ NARROW = [
     ("(gemm|splitk_reduce|first_rows)_.*", "STG.64", 1, "the same, of the rows stored"),
     ("first_rows_.*", "LDG.32", 2, "cu_seqlens"),
     ("attention_.*", "LDGSTS.32", 4, "the additive bias: neighbouring floats of a head's line, at any offset"),
+    ("attention_wgmma_.*", "LDG.32", 2, "an entry of the work list, of which the warp that clears needs the tokens alone"),
     ("embed_layernorm_.*", "LDG.32", 3, "the token's id, position and type"),
     ("rotary_.*", "LDG.32", 1, "the token's position"),
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
@@ -25,7 +26,8 @@ NARROW = [
 # Products are made by these: mma.sync from what ldmatrix read, or wgmma from what TMA loaded, stored by TMA.
 TENSOR = [
     (re.compile(r"gemm_wgmma_"), ["HGMMA", "UTMALDG", "UTMASTG"]),
-    (re.compile(r"(gemm(?!_wgmma)|attention)_"), ["HMMA", "LDSM"]),
+    (re.compile(r"attention_wgmma_"), ["HGMMA", "UTMALDG"]),
+    (re.compile(r"(gemm|attention)(?!_wgmma)_"), ["HMMA", "LDSM"]),
 ]
 
 

@@ -23,6 +23,7 @@ KERNEL(128, local_array, float* p, int n) {
   p[n] = a[n & 127];
 }
 KERNEL(128, gemm_without_mma, u128* p) { st_global_128(p, ld_global_128(p + threadIdx.x)); }
+KERNEL(128, attention_wgmma_without, u128* p) { st_global_128(p, ld_global_128(p + threadIdx.x)); }
 KERNEL(128, narrow, uint32_t* p) { p[threadIdx.x] = p[threadIdx.x + 1]; }
 KERNEL(128, atomic, float* p) { atomicAdd(p, 1.0f); }
 KERNEL(128, generic, u128* p, int n) {
@@ -39,6 +40,7 @@ EXPECTED = {
     "spills": "local memory",
     "local_array": "of stack",
     "gemm_without_mma": "tensor cores",
+    "attention_wgmma_without": "no HGMMA or no UTMALDG",
     "narrow": "16 bytes a lane",
     "atomic": "atomics",
     "generic": "generic address",

@@ -7,7 +7,10 @@ use super::estimate::Estimate;
 use super::gpu::Gpu;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
-use crate::model::{Activation, LayerWeights, ModelDesc, Norms, Pooling, Positions};
+use super::work_list::AttentionShape;
+use crate::model::{
+    Activation, AttentionBias, AttentionSpan, LayerWeights, ModelDesc, Norms, Pooling, Positions,
+};
 
 /// The sizes of an encoder that its cost depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct EncoderShape {
     pub num_hidden_layers: usize,
     /// Attention heads. Attention that reaches near tokens only is taken for one that reaches all.
     pub num_attention_heads: usize,
+    /// Whether scores of some layer have a bias or a window.
+    pub modified_scores: bool,
     /// Whether the activation costs more than a comparison.
     pub activation: bool,
     /// Whether vectors are normalised.
@@ -57,6 +62,7 @@ impl EncoderShape {
             inner_width: intermediate_size,
             num_hidden_layers,
             num_attention_heads,
+            modified_scores: false,
             activation: true,
             normalize: true,
             folds_layernorms: true,
@@ -75,6 +81,7 @@ impl EncoderShape {
             inner_width: desc.inner_width(),
             num_hidden_layers: desc.num_hidden_layers,
             num_attention_heads: desc.num_attention_heads,
+            modified_scores: modifies_scores(desc),
             activation: desc.hidden_act != Activation::Relu,
             normalize: desc.normalize,
             folds_layernorms: folds_layernorms(desc),
@@ -90,6 +97,16 @@ impl EncoderShape {
     /// Width of one attention head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
+    }
+
+    /// What its attention's kernels are chosen by.
+    pub(super) fn attention(&self, choices: Choices) -> AttentionShape {
+        AttentionShape {
+            num_heads: self.num_attention_heads,
+            head_dim: self.head_dim(),
+            modified: self.modified_scores,
+            batch_invariant: choices.batch_invariant,
+        }
     }
 
     /// Floating point operations to encode a sequence: products with the weights and attention.
@@ -117,7 +134,8 @@ impl EncoderShape {
 /// What may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Choices {
-    /// No split-K: bits do not depend on the number of tokens in a batch.
+    /// No split-K, and one instruction whatever the GPU's clocks: bits do not depend on the batch, nor on the GPU within a compute
+    /// capability.
     pub batch_invariant: bool,
     /// A kernel for each layernorm, also where they could be folded into the products around them.
     pub separate_layernorms: bool,
@@ -143,6 +161,19 @@ pub(super) fn folds_layernorms(desc: &ModelDesc) -> bool {
 /// vectors of tokens are asked for, and no tokens are left out.
 pub(super) fn pools_first_rows(desc: &ModelDesc) -> bool {
     desc.pooling == [Pooling::Cls] && desc.pooled_layers == 1
+}
+
+/// Whether the scores of some layer are more than products of queries and keys.
+fn modifies_scores(desc: &ModelDesc) -> bool {
+    let biased = match desc.attention_bias {
+        AttentionBias::None => false,
+        AttentionBias::RelativeBuckets | AttentionBias::Alibi => true,
+    };
+    biased
+        || match desc.attention_span {
+            AttentionSpan::Global => false,
+            AttentionSpan::Mixed { .. } => true,
+        }
 }
 
 /// One kernel of a network.
@@ -269,7 +300,7 @@ pub fn network(
     }
     let cu_seqlens: Vec<u32> =
         (0..=batch).map(|i| u32::try_from(i * seqlen).expect("fewer than 2^32 tokens")).collect();
-    for launch in work_list::attention(table, &cu_seqlens, shape.num_attention_heads, shape.head_dim())? {
+    for launch in work_list::attention(table, &cu_seqlens, &shape.attention(choices))? {
         push("attention", launch.tile.name.into(), layers, true, launch.estimate);
     }
     // behind its attention a layer computes all rows, and the last one perhaps first tokens' alone

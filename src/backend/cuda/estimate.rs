@@ -19,6 +19,9 @@ const EXPONENTIALS_PER_CLOCK: f64 = 16.0;
 /// What is left of the shorter of two kinds of work where warps or blocks overlap them. With 0.4 an A100 gets about the 190 TFLOP/s
 /// that FlashAttention-2 publishes at head size 64.
 const NOT_OVERLAPPED: f64 = 0.4;
+/// The same of attention on Hopper, with either instruction: with 0.7 an H100 gets 469 of the 497 TFLOP/s that FlashAttention-3
+/// publishes for 16,384 tokens at head size 64, and more with mma.sync than FlashAttention-2's 282 at 512 tokens.
+const NOT_OVERLAPPED_ON_HOPPER: f64 = 0.7;
 
 /// The power of the mean by which a product's demands on tensor cores, shared memory and L2 are put together: they overlap,
 /// but never wholly. 4 costs a resource that is used fully 19 % if a second one is too, 2 % if that is used by half.
@@ -287,20 +290,81 @@ pub(super) struct AttentionWork {
 /// Instructions a score takes beside the products: maximum, subtraction, conversion, their share of masks and addresses.
 const SCORE_INSTRUCTIONS: f64 = 5.0;
 
+/// FLOPs a score by which the weights are summed: as a column of ones, which is 8 columns of output.
+const SUM_FLOPS: f64 = 16.0;
+
+/// Clocks of what `scores` take beside the products.
+fn softmax(gpu: &Gpu, scores: f64) -> f64 {
+    let exponentials = scores / EXPONENTIALS_PER_CLOCK;
+    exponentials.max(scores * SCORE_INSTRUCTIONS / gpu.multiprocessor().fp32_lanes as f64)
+}
+
+/// Products and softmax beside each other.
+fn attention_clocks(gpu: &Gpu, tensor: f64, arithmetic: f64) -> (f64, Bound) {
+    let (most, bound) = longest(&[(tensor, Bound::Tensor), (arithmetic, Bound::Arithmetic)]);
+    let left = if gpu.compute_capability.0 == 9 { NOT_OVERLAPPED_ON_HOPPER } else { NOT_OVERLAPPED };
+    (most + left * (tensor + arithmetic - most), bound)
+}
+
 /// One launch of `attention.cu`.
 pub(super) fn attention(gpu: &Gpu, w: &AttentionWork) -> Estimate {
-    // scores, weighted values, and the column of ones that sums the weights: 8 columns of output more
-    let tensor = w.scores * (4 * w.head_dim + 16) as f64 / gpu.mma_flops_per_clock();
-    let exponentials = w.scores / EXPONENTIALS_PER_CLOCK;
-    let other = w.scores * SCORE_INSTRUCTIONS / gpu.multiprocessor().fp32_lanes as f64;
-    let arithmetic = exponentials.max(other);
-    let (most, bound) = longest(&[(tensor, Bound::Tensor), (arithmetic, Bound::Arithmetic)]);
-    let computing = most + NOT_OVERLAPPED * (tensor + arithmetic - most);
+    let tensor = w.scores * ((4 * w.head_dim) as f64 + SUM_FLOPS) / gpu.mma_flops_per_clock();
+    let arithmetic = softmax(gpu, w.scores);
+    let (computing, bound) = attention_clocks(gpu, tensor, arithmetic);
     let reading = w.block_bytes / gpu.l2_bytes_per_clock(w.blocks);
     let (added, bound) = longest(&[(computing, bound), (reading, Bound::L2)]);
     let alone = w.round_trips * LATENCY + tensor + arithmetic;
     let block = BlockClocks { alone, added, bound };
     grid(gpu, w.blocks, w.blocks_per_sm, block, w.flops, w.traffic, w.blocks as f64 * w.block_bytes)
+}
+
+/// Attention as `attention_hopper.cu` goes about it: a block a multiprocessor, with one item after another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RingAttentionWork {
+    pub(super) blocks: usize,
+    /// Entries times heads.
+    pub(super) items: usize,
+    /// Warpgroups of a block that compute.
+    pub(super) groups: usize,
+    pub(super) head_dim: usize,
+    /// Queries, or keys, of a tile.
+    pub(super) tile_rows: usize,
+    /// Tiles of queries by tiles of keys that the busiest block has.
+    pub(super) products: usize,
+    /// That a warpgroup has one after another in the longest item.
+    pub(super) chain: usize,
+    /// Of the batch, without padding.
+    pub(super) flops: f64,
+    pub(super) l2_bytes: f64,
+    pub(super) traffic: Traffic,
+}
+
+/// Clocks that a warpgroup waits between the parts of a tile of keys: the row maxima's shuffles, barriers, the tensor cores' first
+/// result. An estimate.
+const TILE_LATENCY: f64 = 150.0;
+
+/// One launch of `attention_hopper.cu`.
+pub(super) fn ring_attention(gpu: &Gpu, w: &RingAttentionWork) -> Estimate {
+    let scores = (w.tile_rows * w.tile_rows) as f64;
+    let tensor = scores * (4 * w.head_dim) as f64 / gpu.best_flops_per_clock()
+        + scores * SUM_FLOPS / gpu.mma_flops_per_clock();
+    let arithmetic = softmax(gpu, scores);
+    let (computing, bound) = attention_clocks(gpu, tensor, arithmetic);
+    let alone = tensor + arithmetic + TILE_LATENCY;
+    let working = w.products as f64 * computing.max(alone / w.groups as f64);
+    // the entry, the first rows, and the last store
+    let clocks = 3.0 * LATENCY + working.max(w.chain as f64 * alone);
+    let bound = if working > 0.5 * clocks { bound } else { Bound::Latency };
+    let (us, bound) = with_traffic(gpu, clocks, bound, w.traffic, w.l2_bytes);
+    Estimate {
+        flops: w.flops,
+        bytes: w.traffic.bytes(),
+        blocks: w.blocks,
+        blocks_per_sm: 1,
+        waves: w.items as f64 / gpu.sm_count as f64,
+        us,
+        bound,
+    }
 }
 
 /// Rows that are read, combined and written.
@@ -426,5 +490,33 @@ mod tests {
         );
         let tflops = flops / e.us / 1e6;
         assert!((165.0..215.0).contains(&tflops), "{tflops} {e:?}");
+    }
+
+    /// FlashAttention-3 on an H100, head size 64, not causal: 497 TFLOP/s published at 16,384 tokens, 333 at 512.
+    #[test]
+    fn attention_on_hopper_takes_about_what_is_published() {
+        let gpu = Gpu::known("h100").unwrap();
+        let at = |tokens: usize, head_dim| {
+            let (heads, batch) = (2048 / head_dim, 16384 / tokens);
+            let entries = heads * batch * tokens.div_ceil(192);
+            let flops = (4 * tokens * tokens * head_dim * heads * batch) as f64;
+            let work = RingAttentionWork {
+                blocks: gpu.sm_count,
+                items: entries,
+                groups: 3,
+                head_dim,
+                tile_rows: 64,
+                products: entries.div_ceil(gpu.sm_count) * 3 * tokens.div_ceil(64),
+                chain: tokens.div_ceil(64),
+                flops,
+                l2_bytes: 0.0,
+                traffic: Traffic::of((8 * head_dim * tokens * heads * batch) as f64, false),
+            };
+            flops / ring_attention(&gpu, &work).us / 1e6
+        };
+        let (long, brief) = (at(16384, 64), at(512, 64));
+        assert!((430.0..500.0).contains(&long), "{long}");
+        assert!((300.0..420.0).contains(&brief), "{brief}");
+        assert!(at(16384, 32) < 0.75 * long, "exponentials cost as much, and there are half the products");
     }
 }

@@ -21,4 +21,6 @@ pub use tiles::{
     Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, Multiplier, ROW_SIZES, ReduceLaunch,
     RowLaunch, SPLITK_REDUCE, TIE, TileTable,
 };
-pub use work_list::{ATTENTION_TILES, AttentionLaunch, AttentionTile, Entry, SHORT_TOKENS, attention};
+pub use work_list::{
+    ATTENTION_TILES, AttentionLaunch, AttentionShape, AttentionTile, Entry, SHORT_TOKENS, attention,
+};

@@ -69,6 +69,39 @@ KERNEL(128, bug_stores, const half_t* a, const half_t* w, float* out) {
     for (int q = 0; q < 4; q++) out[(warp * 16 + lane / 4 + q / 2 * 8) * 64 + j * 8 + lane % 4 * 2 + q % 2] = d[j * 4 + q];
 }
 
+// a in registers, w transposed: out [64, 2, 32] = a [64, 16 steps] w [16 steps, 64], w's halves of 32 columns as rows of 64 bytes
+KERNEL(128, bug_registers, const half_t* a, TMAP_PARAM(map_w), float* out, int steps) {
+  SMEM_DYN(smem);
+  const saddr sw = smem_addr(smem), full = sw + 2 * 16 * steps * 64;
+  if (threadIdx.x == 0) {
+    mbar_init(full, 1);
+    mbar_fence_init();
+    mbar_arrive_expect_tx(full, 2 * 16 * steps * 64);
+    for (int half = 0; half < 2; half++) tma_load_2d(sw + half * 16 * steps * 64, &map_w, full, half * 32, 0);
+  }
+  sync_block();
+  mbar_wait(full, 0);
+  const int lane = threadIdx.x & 31, row = threadIdx.x / 32 * 16 + lane / 4, k = 16 * steps;
+  float d[2][16];
+  for (int i = 0; i < 32; i++) d[i / 16][i % 16] = 0;
+  uint32_t r[4] = {0, 0, 0, 0};
+  for (int step = 0; step < steps; step++) {
+    for (int i = 0; i < 4; i++) r[i] = ld_global_nc_32(a + (row + i % 2 * 8) * k + step * 16 + lane % 4 * 2 + (planted("A_COLUMNS_SWAPPED") ? 8 - i / 2 * 8 : i / 2 * 8));
+    wgmma_fence();
+    for (int half = 0; half < 2; half++) {
+      const saddr w = sw + half * 16 * steps * 64 + step * 16 * 64;
+      const uint64_t descriptor = planted("OTHER_ROW_WIDTH") ? wgmma_desc_sw128(w) : wgmma_desc_sw64(w);
+      if (planted("NOT_TRANSPOSED")) wgmma_m64n32k16_ra<0>(d[half], r, descriptor, 1);
+      else wgmma_m64n32k16_ra<1>(d[half], r, descriptor, 1);
+    }
+    wgmma_commit();
+    if (planted("A_OVERWRITTEN")) r[0] = 0x3c003c00;  // while the product may still read it
+    wgmma_wait<0>();
+  }
+  for (int half = 0; half < 2; half++)
+    for (int i = 0; i < 16; i++) out[(row + i / 2 % 2 * 8) * 64 + half * 32 + i / 4 * 8 + lane % 4 * 2 + i % 2] = d[half][i];
+}
+
 // out [128, 64] = in by way of one box of 64 rows in shared memory, two times, by TMA stores
 KERNEL(128, bug_tma_store, const half_t* in, TMAP_PARAM(map)) {
   SMEM_DYN(smem);
@@ -152,6 +185,18 @@ static const int hopper_cases[] = {
       TensorMap map = tensor_map(in.data(), rounds * 64, 64, 32);
       launch(bug_cluster, {2}, {64}, HOPPER_TILE + 16, std::ref(map), out.data(), rounds);
       for (int i = 0; i < 2 * n; i++) EXPECT(out.data()[i] == in.data()[i % n], "element %d: got %04x, want %04x", i, out.data()[i], in.data()[i % n]);
+    }),
+    add_case("registers", [] {
+      const int steps = 4, k = 16 * steps;
+      Random random(case_seed);
+      Guarded<half_t> a(random.normals16<F16>(64 * k), "a"), w(random.normals16<F16>(k * 64), "w");
+      Guarded<float> out(64 * 64, "out");
+      TensorMap map = tensor_map(w.data(), k, 64, k, 32);
+      launch(bug_registers, {1}, {128}, 2 * k * 64 + 8, a.data(), std::ref(map), out.data(), steps);
+      std::vector<half_t> transposed(64 * k);
+      for (int i = 0; i < 64 * k; i++) transposed[(size_t)(i % 64 * k + i / 64)] = w.data()[i];
+      std::vector<double> ref = product(a, Guarded<half_t>(transposed, "w transposed"), 64, 64, k);
+      check_error("", widen32(out), ref, ref, f32_rounding(ref, 64));
     }),
     add_case("stores", [] {
       Random random(case_seed);

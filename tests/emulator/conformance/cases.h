@@ -55,6 +55,12 @@ static const struct ConformanceCase conformance_cases[] = {
     {"conformance_wgmma_n128_bf16", 128, 8192 + 16384, 1536, 8192, 90, 90, SMALL_BF16, 0, 1, 0},
     {"conformance_wgmma_n192_bf16", 128, 8192 + 24576, 2048, 12288, 90, 90, SMALL_BF16, 0, 1, 0},
     {"conformance_wgmma_n256_bf16", 128, 8192 + 32768, 2560, 16384, 90, 90, SMALL_BF16, 0, 1, 0},
+    {"conformance_wgmma_ra_n64", 128, 8192, 1024, 4096, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_ra_n64_sw64_bf16", 128, 4096, 1024, 4096, 90, 90, SMALL_BF16, 0, 1, 0},
+    {"conformance_wgmma_ra_n64_transposed", 128, 2048, 1024, 4096, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_ra_n64_transposed_bf16", 128, 2048, 1024, 4096, 90, 90, SMALL_BF16, 0, 1, 0},
+    {"conformance_wgmma_ra_n32_transposed", 128, 1024, 768, 2048, 90, 90, SMALL_F16, 0, 1, 0},
+    {"conformance_wgmma_ra_n32_transposed_bf16", 128, 1024, 768, 2048, 90, 90, SMALL_BF16, 0, 1, 0},
 };
 enum { CONFORMANCE_CASES = sizeof conformance_cases / sizeof *conformance_cases };
 

@@ -6,6 +6,7 @@
 
 use super::costs::{Choices, EncoderShape};
 use super::tiles::{Element, TileTable};
+use super::work_list::AttentionKernels;
 use crate::backend::{Backend, BackendOptions, Capacity, Precision};
 use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -130,7 +131,9 @@ impl CudaBackend {
         let choices = Choices { batch_invariant: options.batch_invariant, ..Choices::default() };
         let chosen = || workspace::budget(&table, &shape, desc, choices);
         let wanted = options.max_tokens.map_or_else(chosen, |tokens| tokens.min(MOST_TOKENS).max(longest));
-        let (max_tokens, workspace, slots) = allocate(&device, desc, wanted, weights.bytes())?;
+        let attention = AttentionKernels::choose(&table, &shape.attention(choices))
+            .expect("`support` refused head sizes without a kernel");
+        let (max_tokens, workspace, slots) = allocate(&device, desc, attention, wanted, weights.bytes())?;
         // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
         device.context.synchronize().map_err(|e| device.failed(e))?;
         let shaped_tokens = graphs::most_tokens(&table, &shape, choices);
@@ -205,13 +208,15 @@ impl CudaBackend {
 fn allocate(
     device: &Opened,
     desc: &ModelDesc,
+    attention: AttentionKernels,
     wanted: usize,
     weight_bytes: usize,
 ) -> Result<(usize, Workspace, Vec<Slot>)> {
     let least = desc.longest_sequence();
     let mut tokens = wanted.max(least);
     loop {
-        let slots = || (0..IN_FLIGHT).map(|_| Slot::new(device, desc, tokens)).collect::<Called<_>>();
+        let slots =
+            || (0..IN_FLIGHT).map(|_| Slot::new(device, desc, attention, tokens)).collect::<Called<_>>();
         let both = Workspace::new(device, desc, tokens).and_then(|workspace| Ok((workspace, slots()?)));
         match both {
             Ok((workspace, slots)) => return Ok((tokens, workspace, slots)),

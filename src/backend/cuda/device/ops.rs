@@ -490,6 +490,16 @@ impl Queue<'_> {
         holds("queries, keys and values", qkv, total_tokens * 3 * hidden);
         holds("attention", out, total_tokens * hidden);
         may_hold("attention bias", bias, heads * (2 * bias_radius + 1));
+        let grid = [tile.grid(entries.len(), heads, self.table.gpu().sm_count), 1];
+        if tile.stays() {
+            assert!(bias.is_none() && window == 0, "{} computes plain scores", tile.name);
+            let boxes = [tile.key_rows as u32, tile.head_dim.min(64) as u32];
+            let map = self.products.maps.of(qkv, [total_tokens, 3 * hidden], boxes)?;
+            let arguments =
+                [Argument::TensorMap(map), out.into(), entries.into(), entries.len().into(), heads.into()];
+            // SAFETY: as below
+            return unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) };
+        }
         let arguments = [
             qkv.into(),
             out.into(),
@@ -499,7 +509,6 @@ impl Queue<'_> {
             bias_radius.into(),
             window.into(),
         ];
-        let grid = [tile.grid(entries.len(), heads), 1];
         // SAFETY: lengths are checked above; the entries were made of the batch's sequences, which are within total_tokens
         unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) }
     }

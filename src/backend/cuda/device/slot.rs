@@ -3,7 +3,7 @@
 //! A slot is used by one batch at a time, so that nobody touches its memory while a copy is under way.
 #![allow(unsafe_code, reason = "copies that go on while the host does something else")]
 
-use super::super::work_list::{AttentionTile, Entry, WorkList, WorkLists};
+use super::super::work_list::{AttentionKernels, AttentionTile, Entry, WorkList, WorkLists};
 use super::driver::Opened;
 use super::graphs::{Graph, Recorded, Shape};
 use super::memory::{ALIGNMENT, Called, Memory, Pinned, Slice};
@@ -66,14 +66,19 @@ fn widest(desc: &ModelDesc) -> usize {
 }
 
 impl Slot {
-    pub(super) fn new(device: &Opened, desc: &ModelDesc, tokens: usize) -> Called<Self> {
+    pub(super) fn new(
+        device: &Opened,
+        desc: &ModelDesc,
+        attention: AttentionKernels,
+        tokens: usize,
+    ) -> Called<Self> {
         let (context, dim) = (&device.context, widest(desc));
         Ok(Self {
             inputs: Memory::new(context, input_bytes(tokens))?,
             vectors: Memory::new(context, 4 * tokens * dim)?,
             staging: Pinned::new(context, input_bytes(tokens))?,
             results: Pinned::new(context, 4 * tokens * dim)?,
-            lists: WorkLists::new(desc.head_dim()).expect("`support` refused head sizes without a kernel"),
+            lists: WorkLists::new(attention),
             graphs: Recorded::new(),
             uploaded: context.new_event(None)?,
             computed: context.new_event(None)?,

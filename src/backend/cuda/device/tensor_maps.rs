@@ -1,4 +1,4 @@
-//! Tensor maps: what the copies of `kernels/gemm_hopper.cu` are told of a matrix.
+//! Tensor maps: what the copies of the kernels for compute capability 9.0 are told of a matrix.
 //!
 //! Made by the driver without asking the device, in well under a microsecond; kept, because a batch of the same size has the
 //! same ones.
