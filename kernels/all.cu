@@ -7,3 +7,4 @@
 #include "attention.cu"
 #include "residual_layernorm.cu"
 #include "pool.cu"
+#include "persistent_encoder.cu"
