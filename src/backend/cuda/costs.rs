@@ -5,6 +5,7 @@
 
 use super::estimate::Estimate;
 use super::gpu::Gpu;
+use super::persistent;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
 use crate::model::{Activation, LayerWeights, ModelDesc, Norms};
@@ -28,6 +29,8 @@ pub struct EncoderShape {
     pub normalize: bool,
     /// Whether layernorms can be folded into the products around them.
     pub folds_layernorms: bool,
+    /// Whether the kernel of `persistent.rs` computes it, as far as the model goes.
+    pub persistent: bool,
 }
 
 impl EncoderShape {
@@ -51,6 +54,7 @@ impl EncoderShape {
             activation: true,
             normalize: true,
             folds_layernorms: true,
+            persistent: true,
         })
     }
 
@@ -65,6 +69,7 @@ impl EncoderShape {
             activation: desc.hidden_act != Activation::Relu,
             normalize: desc.normalize,
             folds_layernorms: folds_layernorms(desc),
+            persistent: persistent::takes(desc),
         }
     }
 
