@@ -10,3 +10,4 @@
 #include "rotary.cu"
 #include "first_rows.cu"
 #include "pool.cu"
+#include "persistent_encoder.cu"

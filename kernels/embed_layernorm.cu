@@ -18,37 +18,48 @@
 // Bound by    memory: 2 hidden bytes written a token, and as much read from each table; the word rows come at random but
 //             are whole 128-byte lines; position and type rows stay in L2
 // Method      skip-layernorm as in TensorRT's and FasterTransformer's BERT; one launch instead of four
+#pragma once
 #include "rows.cuh"
 
+struct EmbeddingTables { const half_t *word, *position, *type; };
+struct TokenIds { const int *ids, *position_ids, *type_ids; };
+
+// A token's row, by the lanes that hold it. `loaded` is called when all it reads is on its way.
+template <class T, int VECTORS, int WARPS, class F>
+DEV void embed_row(const EmbeddingTables& tables, const TokenIds& tokens, int token, LaneAffine<VECTORS, WARPS>& affine, half_t* out,
+                   int hidden, float eps, int norm, float* scratch, F loaded) {
+  u128 raw_word[VECTORS], raw_position[VECTORS], raw_type[VECTORS];
+  load_row<VECTORS, WARPS>(raw_word, tables.word + (size_t)tokens.ids[token] * hidden, hidden);
+  load_row<VECTORS, WARPS>(raw_position, tables.position ? tables.position + (size_t)tokens.position_ids[token] * hidden : nullptr, hidden);
+  load_row<VECTORS, WARPS>(raw_type, tables.type ? tables.type + (size_t)tokens.type_ids[token] * hidden : nullptr, hidden);
+  loaded();
+  float x[VECTORS][VECTOR] = {};
+  add_row<F16>(x, raw_word);
+  add_row<F16>(x, raw_position);
+  add_row<F16>(x, raw_type);
+  RowScale s{0, 1, 0};
+  if (norm != ROW_AS_IT_IS) s = centre<VECTORS, WARPS>(x, hidden, eps, (RowNormKind)norm, scratch);
+  store_scaled<T>(out + (size_t)token * hidden, x, hidden, s, affine);
+}
+
 template <class T, int VECTORS, int WARPS>
-DEV void embed_layernorm(const half_t* word, const half_t* position, const half_t* type, const int* ids, const int* position_ids,
-                         const int* type_ids, RowAffine affine, half_t* out, int total_tokens, int hidden, float eps, int norm) {
+DEV void embed_layernorm(const EmbeddingTables& tables, const TokenIds& tokens, RowAffine affine, half_t* out, int total_tokens, int hidden,
+                         float eps, int norm) {
   SMEM_ARRAY(float, scratch, 2 * WARPS);
   int token = row_index<WARPS>();
   if (token >= total_tokens) return;  // a whole warp, or nobody: no barrier is missed
   if (norm == ROW_AS_IT_IS) affine = RowAffine{nullptr, nullptr};
   auto lane_affine = LaneAffine<VECTORS, WARPS>::early(affine, hidden);
   griddep_wait();
-  u128 raw_word[VECTORS], raw_position[VECTORS], raw_type[VECTORS];
-  load_row<VECTORS, WARPS>(raw_word, word + (size_t)ids[token] * hidden, hidden);
-  load_row<VECTORS, WARPS>(raw_position, position ? position + (size_t)position_ids[token] * hidden : nullptr, hidden);
-  load_row<VECTORS, WARPS>(raw_type, type ? type + (size_t)type_ids[token] * hidden : nullptr, hidden);
-  griddep_launch();
-  float x[VECTORS][VECTOR] = {};
-  add_row<F16>(x, raw_word);
-  add_row<F16>(x, raw_position);
-  add_row<F16>(x, raw_type);
-  RowScale s{0, 1};
-  if (norm != ROW_AS_IT_IS) s = centre<VECTORS, WARPS>(x, hidden, eps, (RowNormKind)norm, scratch);
-  store_scaled<T>(out + (size_t)token * hidden, x, hidden, s, lane_affine);
+  embed_row<T, VECTORS, WARPS>(tables, tokens, token, lane_affine, out, hidden, eps, norm, scratch, [] { griddep_launch(); });
 }
 
 #define EMBED_LAYERNORM(name, threads, min_blocks, T, VECTORS, WARPS)                                                   \
   KERNEL_MIN_BLOCKS(threads, min_blocks, name, const half_t* word, const half_t* position, const half_t* type,         \
                     const int* ids, const int* position_ids, const int* type_ids, const float* gamma, const float* beta, \
                     half_t* out, int total_tokens, int hidden, float eps, int norm) {                                   \
-    embed_layernorm<T, VECTORS, WARPS>(word, position, type, ids, position_ids, type_ids, RowAffine{gamma, beta}, out,  \
-                                       total_tokens, hidden, eps, norm);                                                \
+    embed_layernorm<T, VECTORS, WARPS>(EmbeddingTables{word, position, type}, TokenIds{ids, position_ids, type_ids},    \
+                                       RowAffine{gamma, beta}, out, total_tokens, hidden, eps, norm);                   \
   }
 ROW_KERNEL_SIZES(EMBED_LAYERNORM, embed_layernorm, f16, F16)
 ROW_KERNEL_SIZES(EMBED_LAYERNORM, embed_layernorm, bf16, BF16)

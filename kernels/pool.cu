@@ -18,6 +18,7 @@
 // Method      Eight partial sums a column, token t - s in part (t - s) mod 8, merged in a fixed order: the bits depend on the
 //             sequence alone, neither on the batch nor on how columns are dealt to blocks. fp32 throughout: fp16 prefix sums
 //             over the batch are known to lose 0.2-0.3 points of STS. Segments as in sentence-transformers' Pooling
+#pragma once
 #include "numeric.cuh"
 
 enum Pooling { POOL_MEAN, POOL_CLS, POOL_MAX, POOL_MEAN_SQRT_LEN, POOL_WEIGHTED_MEAN, POOL_LAST };
@@ -47,20 +48,21 @@ DEV float pool_divisor(PooledTokens t, int mode) {
 }
 
 // One part of eight columns: tokens begin + part, begin + part + 8, ... in that order, however many loads are in flight.
-template <class T, bool MAX>
-DEV void pool_part(const half_t* column, int hidden, PooledTokens t, int part, bool weighted, float (&acc)[VECTOR]) {
+// `values(token, raw, v)` makes of what lies there what is pooled.
+template <bool MAX, class V>
+DEV void pool_part(const half_t* column, int hidden, PooledTokens t, int part, bool weighted, float (&acc)[VECTOR], V values) {
 #pragma unroll
   for (int e = 0; e < VECTOR; e++) acc[e] = MAX ? POOL_LOWEST : 0.0f;
   for (int token = t.begin + part; token < t.end; token += POOL_PARTS * POOL_LOADS) {
     u128 raw[POOL_LOADS];
 #pragma unroll
     for (int u = 0; u < POOL_LOADS; u++)
-      if (token + u * POOL_PARTS < t.end) raw[u] = ld_global_nc_128(column + (size_t)(token + u * POOL_PARTS) * hidden);
+      if (token + u * POOL_PARTS < t.end) raw[u] = ld_global_128(column + (size_t)(token + u * POOL_PARTS) * hidden);
 #pragma unroll
     for (int u = 0; u < POOL_LOADS; u++)
       if (token + u * POOL_PARTS < t.end) {
         float v[VECTOR], weight = weighted ? (float)(token + u * POOL_PARTS - t.first + 1) : 1.0f;
-        unpack8<T>(raw[u], v);
+        values(token + u * POOL_PARTS, raw[u], v);
 #pragma unroll
         for (int e = 0; e < VECTOR; e++) acc[e] = MAX ? max_keeping_nan(acc[e], v[e]) : fmaf(weight, v[e], acc[e]);
       }
@@ -68,15 +70,15 @@ DEV void pool_part(const half_t* column, int hidden, PooledTokens t, int part, b
 }
 template <bool MAX> DEV float pool_join(float a, float b) { return MAX ? max_keeping_nan(a, b) : a + b; }
 
-// Parts 2p and 2p + 1, joined, go to partial [POOL_PARTS / 2, block_columns] row p.
-template <class T, bool MAX>
-DEV void pool_columns(const half_t* x, int hidden, int first_column, int block_columns, PooledTokens t, bool weighted, saddr partial) {
+// Parts 2p and 2p + 1, joined, go to partial [POOL_PARTS / 2, block_columns] row p. `values_at(column)`: see pool_part.
+template <bool MAX, int THREADS, class V>
+DEV void pool_columns(const half_t* x, int hidden, int first_column, int block_columns, PooledTokens t, bool weighted, saddr partial, V values_at) {
   int lane = threadIdx.x & 31, half = lane >> 4;
-  for (int item = threadIdx.x >> 5; item < POOL_PARTS / 2 * (block_columns / POOL_COLUMNS); item += POOL_THREADS / 32) {
+  for (int item = threadIdx.x >> 5; item < POOL_PARTS / 2 * (block_columns / POOL_COLUMNS); item += THREADS / 32) {
     int pair = item % (POOL_PARTS / 2), local = item / (POOL_PARTS / 2) * POOL_COLUMNS + (lane & 15) * VECTOR;
     float acc[VECTOR] = {};
     bool inside = first_column + local < hidden;
-    if (inside) pool_part<T, MAX>(x + first_column + local, hidden, t, 2 * pair + half, weighted, acc);
+    if (inside) pool_part<MAX>(x + first_column + local, hidden, t, 2 * pair + half, weighted, acc, values_at(first_column + local));
 #pragma unroll
     for (int e = 0; e < VECTOR; e++) acc[e] = pool_join<MAX>(acc[e], shfl_xor(acc[e], 16));
     if (inside) {  // each half of the warp stores four of each lane's eight columns: which, so that no two lanes meet in a bank
@@ -91,8 +93,8 @@ DEV void unpack_quad(u128 q, float (&v)[4]) {
   v[0] = f32_from_bits(q.x); v[1] = f32_from_bits(q.y); v[2] = f32_from_bits(q.z); v[3] = f32_from_bits(q.w);
 }
 // Joins the four rows of partial into the first one, and divides.
-template <bool MAX> DEV void join_pool_parts(saddr partial, int columns, int block_columns, float divide_by) {
-  for (int c = threadIdx.x * 4; c < columns; c += POOL_THREADS * 4) {
+template <bool MAX, int THREADS> DEV void join_pool_parts(saddr partial, int columns, int block_columns, float divide_by) {
+  for (int c = threadIdx.x * 4; c < columns; c += THREADS * 4) {
     float v[POOL_PARTS / 2][4];
 #pragma unroll
     for (int p = 0; p < POOL_PARTS / 2; p++) unpack_quad(ld_shared_128(partial + (p * block_columns + c) * sizeof(float)), v[p]);
@@ -127,36 +129,47 @@ template <class T> DEV void store_pooled(void* out, size_t at, bool half_out, co
   else st_global_128((float*)out + at, f32_quad(v[0], v[1], v[2], v[3]));
 }
 
-template <class T>
-DEV void pool(const half_t* x, const int* cu_seqlens, const int* left_out, void* out, int* status, int hidden, int block_columns,
-              int mode, int normalize, int half_out, int out_stride, int out_column) {
-  SMEM_DYN(pool_shared);
-  saddr partial = smem_addr(pool_shared);
-  int sequence = blockIdx.x, first_column = blockIdx.y * block_columns;
+struct PoolOutput { void* vectors; int normalize, half, stride, column; };  // as in the kernel's arguments
+
+// `columns` of them from first_column on, of one sequence, by the whole block; partial: shared memory for 4 block_columns floats.
+// `values_at`: see pool_part; `loaded` is called when all of x has been read. The number of values that are not finite comes back.
+template <class T, int THREADS, bool HAS_MAX, class V, class F>
+DEV int pool_sequence(const half_t* x, int sequence, PooledTokens t, int hidden, int first_column, int block_columns, int mode,
+                      const PoolOutput& out, saddr partial, V values_at, F loaded) {
   int columns = hidden - first_column < block_columns ? hidden - first_column : block_columns;
-  griddep_wait();
-  PooledTokens t = pooled_tokens(sequence, cu_seqlens, left_out, mode);
   float divide_by = pool_divisor(t, mode);
-  bool max = mode == POOL_MAX && t.begin < t.end;  // the maximum of nothing: 0, as the sum of nothing
-  if (max) pool_columns<T, true>(x, hidden, first_column, block_columns, t, false, partial);
-  else pool_columns<T, false>(x, hidden, first_column, block_columns, t, mode == POOL_WEIGHTED_MEAN, partial);
-  griddep_launch();
+  bool max = HAS_MAX && mode == POOL_MAX && t.begin < t.end;  // the maximum of nothing: 0, as the sum of nothing
+  if (max) pool_columns<true, THREADS>(x, hidden, first_column, block_columns, t, false, partial, values_at);
+  else pool_columns<false, THREADS>(x, hidden, first_column, block_columns, t, mode == POOL_WEIGHTED_MEAN, partial, values_at);
+  loaded();
   sync_block();
-  if (max) join_pool_parts<true>(partial, columns, block_columns, 1.0f);
-  else join_pool_parts<false>(partial, columns, block_columns, divide_by);
+  if (max) join_pool_parts<true, THREADS>(partial, columns, block_columns, 1.0f);
+  else join_pool_parts<false, THREADS>(partial, columns, block_columns, divide_by);
   sync_block();
 
   auto load = [&](int c) { return ld_shared_128(partial + c * sizeof(float)); };
-  RowFacts facts = inspect_row<T>(columns, normalize, half_out, load);
-  size_t start = (size_t)sequence * out_stride + out_column + first_column;
-  for (int c = threadIdx.x * 4; c < columns; c += POOL_THREADS * 4) {
+  RowFacts facts = inspect_row<T>(columns, out.normalize, out.half, load);
+  size_t start = (size_t)sequence * out.stride + out.column + first_column;
+  for (int c = threadIdx.x * 4; c < columns; c += THREADS * 4) {
     float v[4];
     unpack_quad(load(c), v);
 #pragma unroll
     for (int e = 0; e < 4; e++) v[e] = v[e] / facts.norm;
-    store_pooled<T>(out, start + c, half_out, v);
+    store_pooled<T>(out.vectors, start + c, out.half, v);
   }
-  if (status && threadIdx.x == 0) status[blockIdx.x * gridDim.y + blockIdx.y] = facts.bad;
+  return facts.bad;
+}
+
+template <class T>
+DEV void pool(const half_t* x, const int* cu_seqlens, const int* left_out, int* status, int hidden, int block_columns, int mode,
+              const PoolOutput& out) {
+  SMEM_DYN(pool_shared);
+  griddep_wait();
+  PooledTokens t = pooled_tokens(blockIdx.x, cu_seqlens, left_out, mode);
+  auto as_they_are = [](int) { return [](int, u128 raw, float (&v)[VECTOR]) { unpack8<T>(raw, v); }; };
+  int bad = pool_sequence<T, POOL_THREADS, true>(x, blockIdx.x, t, hidden, blockIdx.y * block_columns, block_columns, mode, out,
+                                                 smem_addr(pool_shared), as_they_are, [] { griddep_launch(); });
+  if (status && threadIdx.x == 0) status[blockIdx.x * gridDim.y + blockIdx.y] = bad;
 }
 
 // y / max(|y|, 1e-12) of finished rows. y [rows, y_stride] f32, the first `columns` of each; out [rows, out_stride] f32 or, if
@@ -182,7 +195,7 @@ DEV void l2_normalize(const float* y, void* out, int* status, int rows, int colu
 #define POOL(suffix, T)                                                                                                        \
   KERNEL(POOL_THREADS, pool_##suffix, const half_t* x, const int* cu_seqlens, const int* left_out, void* out, int* status,      \
          int hidden, int block_columns, int mode, int normalize, int half_out, int out_stride, int out_column) {                \
-    pool<T>(x, cu_seqlens, left_out, out, status, hidden, block_columns, mode, normalize, half_out, out_stride, out_column);    \
+    pool<T>(x, cu_seqlens, left_out, status, hidden, block_columns, mode, PoolOutput{out, normalize, half_out, out_stride, out_column}); \
   }                                                                                                                             \
   KERNEL(128, l2_normalize_##suffix, const float* y, void* out, int* status, int rows, int columns, int y_stride, int out_stride, \
          int half_out) {                                                                                                        \

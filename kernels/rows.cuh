@@ -12,7 +12,7 @@ enum RowNormKind {
   ROW_RMSNORM,    // x / sqrt(mean of squares + eps) * gamma + beta
 };
 struct RowAffine { const float *gamma, *beta; };  // [hidden] each; null: ones, zeros
-struct RowScale { float shift, scale; };          // y = (x - shift) * scale
+struct RowScale { float shift, scale, mean; };    // y = (x - shift) * scale; mean: what was taken out of x before
 
 // Rows a block of ROW_THREADS works on: one a warp, or one for all of its warps.
 constexpr int ROW_THREADS = 128;               // four rows a block: 32 tokens are still on eight multiprocessors
@@ -64,12 +64,12 @@ template <int WARPS> DEV void row_sums(float& a, float& b, float* scratch) {
 // mean times 10^6. The corrected form stays at 4e-7 (residual_layernorm.cpp) for one more butterfly beside another.
 template <int VECTORS, int WARPS>
 DEV RowScale centre(float (&x)[VECTORS][VECTOR], int hidden, float eps, RowNormKind norm, float* scratch) {
-  float sum = 0, squares = 0, left = 0;
+  float sum = 0, squares = 0, left = 0, mean = 0;
   if (norm == ROW_LAYERNORM) {
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) sum += sum8(x[i]);  // vectors beyond the row are zeros
     row_sums<WARPS>(sum, squares, scratch);
-    float mean = sum / (float)hidden;
+    mean = sum / (float)hidden;
 #pragma unroll
     for (int i = 0; i < VECTORS; i++)
       if (row_column<WARPS>(i) < hidden) {
@@ -83,7 +83,7 @@ DEV RowScale centre(float (&x)[VECTORS][VECTOR], int hidden, float eps, RowNormK
   row_sums<WARPS>(squares, left, scratch);
   float shift = left / (float)hidden;
   float variance = fmaf(-shift, shift, squares / (float)hidden);
-  return RowScale{shift, inverse_sqrt((variance < 0 ? 0.0f : variance) + eps)};  // not fmaxf: a NaN must stay
+  return RowScale{shift, inverse_sqrt((variance < 0 ? 0.0f : variance) + eps), mean};  // not fmaxf: a NaN must stay
 }
 
 // Eight values of gamma and beta at column c; ones and zeros where there is no such vector or no such column.

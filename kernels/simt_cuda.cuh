@@ -15,6 +15,8 @@ typedef unsigned long long uint64_t; typedef long long int64_t; typedef int int3
 // a register count at which `min_blocks` blocks fit on a multiprocessor.
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define KERNEL_MIN_BLOCKS(threads, min_blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, min_blocks) name(__VA_ARGS__)
+// All blocks of the launch run at once, which has to be a cooperative one.
+#define KERNEL_COOPERATIVE(threads, name, ...) KERNEL(threads, name, __VA_ARGS__)
 // Blocks along x that run at once and reach each other's shared memory. sm_90 and up.
 #define KERNEL_CLUSTER(threads, blocks, name, ...) extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define TMAP_PARAM(n) const __grid_constant__ TensorMap n
@@ -48,6 +50,10 @@ DEV float ex2_approx(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"
 DEV float rcp_approx(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }       // 1 ulp
 DEV float rsqrt_approx(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }   // 2^-22.9
 DEV float tanh_approx(float x) { float y; asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }         // 2^-11 relative
+
+// What is computed from it is computed behind this place: what a long loop's phases have each for themselves does not take
+// registers all the time.
+DEV int computed_here(int v) { asm volatile("" : "+r"(v)); return v; }
 
 // ---- warps and blocks ------------------------------------------------------------------------------------------------
 #define FULL_MASK 0xffffffffu
@@ -85,6 +91,17 @@ DEV void st_global_128(void* p, u128 v) {
 }
 DEV void st_global_64(void* p, u64x v) { asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(p), "r"(v.x), "r"(v.y) : "memory"); }
 DEV void st_global_32(void* p, uint32_t v) { asm volatile("st.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+
+// ---- words of global memory by which blocks that run at once wait for each other ---------------------------------------
+// What a thread has written, and what it knew of when it came from a barrier, is known to who acquires its word.
+DEV void st_release_global(uint32_t* p, uint32_t v) { asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+DEV uint32_t ld_acquire_global(const uint32_t* p) {
+  uint32_t v; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory"); return v;
+}
+// Until the word, which counts up, is at v or beyond it.
+DEV void wait_global(const uint32_t* p, uint32_t v) {
+  while ((int32_t)(ld_acquire_global(p) - v) < 0) {}
+}
 
 // ---- shared memory ---------------------------------------------------------------------------------------------------
 DEV saddr smem_addr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }

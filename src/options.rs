@@ -1,7 +1,7 @@
 //! What a caller may choose when loading a model.
 
 use crate::backend::cpu::Isa;
-use crate::backend::{DEFAULT_PATIENCE, DeviceChoice, Precision};
+use crate::backend::{DEFAULT_PATIENCE, DeviceChoice, PersistentKernel, Precision};
 use crate::model::Pooling;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -15,6 +15,7 @@ pub struct Options {
     pub(crate) precision: Precision,
     pub(crate) batch_invariant: bool,
     pub(crate) cuda_graphs: bool,
+    pub(crate) persistent_kernel: PersistentKernel,
     pub(crate) patience: Duration,
     pub(crate) isa: Option<Isa>,
     pub(crate) threads: Option<NonZeroUsize>,
@@ -58,6 +59,7 @@ impl Options {
             precision: Precision::default(),
             batch_invariant: false,
             cuda_graphs: true,
+            persistent_kernel: PersistentKernel::default(),
             patience: DEFAULT_PATIENCE,
             isa: None,
             threads: None,
@@ -103,6 +105,13 @@ impl Options {
     /// vectors are the same to the bit.
     pub fn cuda_graphs(mut self, cuda_graphs: bool) -> Self {
         self.cuda_graphs = cuda_graphs;
+        self
+    }
+
+    /// Whether a GPU computes a small batch in one launch, by a kernel whose blocks stay. Default: where that is predicted to be
+    /// faster. The vectors are as near to the exact ones, and not the same to the bit.
+    pub fn persistent_kernel(mut self, persistent_kernel: PersistentKernel) -> Self {
+        self.persistent_kernel = persistent_kernel;
         self
     }
 

@@ -431,9 +431,15 @@ fn costs_are_predicted_without_model_and_gpu() {
         let tokens = network["total_tokens"].as_f64().unwrap();
         assert!((tokens / us * 1e6 / network["tokens_per_s"].as_f64().unwrap() - 1.0).abs() < 1e-9);
     }
+    let small = json["gpus"][0]["in_one_launch"].as_array().unwrap();
+    // one and eight sequences of each shape
+    assert_eq!(small.len(), 2 * 2);
+    assert!(small.iter().all(|s| s["us"].as_f64().unwrap() > s["barriers_us"].as_f64().unwrap()));
     let text = String::from_utf8(place.run("bench costs --gpu h200 --shape large").ok().stdout).unwrap();
     assert!(text.starts_with("Predictions, not measurements"), "{text}");
-    for part in ["BERT-large on H200, predicted", "attention_wgmma_d64", "batch-invariant", "512"] {
+    for part in
+        ["BERT-large on H200, predicted", "attention_wgmma_d64", "batch-invariant", "in one launch", "512"]
+    {
         assert!(text.contains(part), "{part} is not in {text}");
     }
     // the shape of a model; the toy's heads have a size that there is no kernel for

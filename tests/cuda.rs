@@ -22,17 +22,19 @@ mod golden;
 mod minilm;
 #[path = "cuda/models.rs"]
 mod models;
+#[path = "cuda/persistent.rs"]
+mod persistent;
 #[path = "cuda/stand_in.rs"]
 mod stand_in;
 
-use berthier::backend::{Device, Precision};
+use berthier::backend::{Device, PersistentKernel, Precision};
 use berthier::{Embedder, Options};
 use golden::Golden;
 use stand_in::on_stand_in;
 
-fn load(device: Device, precision: Precision, batch_invariant: bool) -> Option<Embedder> {
+fn load(device: Device, precision: Precision, kernel: PersistentKernel) -> Option<Embedder> {
     let dir = minilm::dir()?.to_str().expect("a UTF-8 path");
-    let options = Options::new(dir).device(device).precision(precision).batch_invariant(batch_invariant);
+    let options = Options::new(dir).device(device).precision(precision).persistent_kernel(kernel);
     Some(Embedder::load(options).unwrap_or_else(|e| panic!("{e}")))
 }
 
@@ -59,9 +61,9 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| (f64::from(a) / na - f64::from(b) / nb).powi(2)).sum::<f64>() / 2.0
 }
 
-fn minilm_is_near_fp32(precision: Precision, most: f64) {
-    let Some(cuda) = load(Device::Cuda(0), precision, false) else { return };
-    let Some(cpu) = load(Device::Cpu, Precision::Auto, false) else { return };
+fn minilm_is_near_fp32(precision: Precision, kernel: PersistentKernel, most: f64) {
+    let Some(cuda) = load(Device::Cuda(0), precision, kernel) else { return };
+    let Some(cpu) = load(Device::Cpu, Precision::Auto, PersistentKernel::Auto) else { return };
     let texts = texts();
     let (got, want) = (cuda.embed(&texts).unwrap(), cpu.embed(&texts).unwrap());
     let distances: Vec<f64> = got.rows().zip(want.rows()).map(|(a, b)| distance(a, b)).collect();
@@ -78,12 +80,30 @@ fn minilm_is_near_fp32(precision: Precision, most: f64) {
     assert!(worst <= most, "{precision}: {worst:e}");
 }
 
+const NEVER: PersistentKernel = PersistentKernel::Never;
+const ALWAYS: PersistentKernel = PersistentKernel::Always;
+
 #[test]
 fn minilm_in_fp16_is_near_fp32() {
-    on_stand_in("minilm_in_fp16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Auto, 1e-5));
+    on_stand_in("minilm_in_fp16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Auto, NEVER, 1e-5));
 }
 
 #[test]
 fn minilm_in_bf16_is_near_fp32() {
-    on_stand_in("minilm_in_bf16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Bf16, 1e-4));
+    on_stand_in("minilm_in_bf16_is_near_fp32", &[], || minilm_is_near_fp32(Precision::Bf16, NEVER, 1e-4));
+}
+
+/// The seven texts are one batch of fewer than 256 tokens.
+#[test]
+fn minilm_in_one_launch_is_near_fp32() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/minilm-one-launch.txt");
+    on_stand_in("minilm_in_one_launch_is_near_fp32", &[("BERTHIER_EMU_TRACE", trace)], || {
+        let _ = std::fs::remove_file(trace);
+        minilm_is_near_fp32(Precision::Fp16, ALWAYS, 1e-5);
+        minilm_is_near_fp32(Precision::Bf16, ALWAYS, 1e-4);
+        let ran = std::fs::read_to_string(trace).unwrap_or_default();
+        let all = std::env::var("BERTHIER_CUDA_TEXTS").is_ok_and(|v| v == "all");
+        let only = !ran.is_empty() && ran.lines().all(|line| line.starts_with("persistent_encoder"));
+        assert!(all || only || minilm::dir().is_none(), "{ran}");
+    });
 }

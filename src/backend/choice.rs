@@ -171,6 +171,45 @@ impl FromStr for Precision {
     }
 }
 
+/// Whether a GPU computes a small batch in one launch, by a kernel whose blocks stay (`kernels/persistent_encoder.cu`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum PersistentKernel {
+    /// Up to the tokens of a batch for which it is predicted to be faster; not where bits may not depend on the batch.
+    #[default]
+    Auto,
+    /// For every batch that it takes. A model that it does not compute is an error.
+    Always,
+    /// For none.
+    Never,
+}
+
+impl PersistentKernel {
+    /// All that can be asked for.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Always, Self::Never];
+}
+
+impl fmt::Display for PersistentKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
+}
+
+impl FromStr for PersistentKernel {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|p| p.to_string() == s).ok_or_else(|| {
+            let message = format!("'{s}': one of auto, always, never");
+            Error::InvalidOption { name: "persistent_kernel", message }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +256,10 @@ mod tests {
         for precision in Precision::ALL {
             assert_eq!(precision.to_string().parse::<Precision>().unwrap(), precision);
         }
+        for choice in PersistentKernel::ALL {
+            assert_eq!(choice.to_string().parse::<PersistentKernel>().unwrap(), choice);
+        }
+        assert!("often".parse::<PersistentKernel>().unwrap_err().to_string().contains("auto, always, never"));
         assert!("fp8".parse::<Precision>().unwrap_err().to_string().contains("auto, fp32, fp16, bf16, int8"));
     }
 }

@@ -13,7 +13,7 @@ pub mod cpu;
 pub mod cuda;
 mod reference;
 
-pub use choice::{Device, DeviceChoice, Precision};
+pub use choice::{Device, DeviceChoice, PersistentKernel, Precision};
 
 /// Tokens of one batch for each thread: enough tiles of a few hundred tokens that no thread waits for long.
 const BATCH_TOKENS_PER_THREAD: usize = 4096;
@@ -93,6 +93,8 @@ pub struct BackendOptions {
     pub batch_invariant: bool,
     /// On a GPU, launch a small batch's kernels as one graph. The vectors are the same to the bit.
     pub cuda_graphs: bool,
+    /// On a GPU, compute a small batch in one launch.
+    pub persistent_kernel: PersistentKernel,
     /// What a GPU may take for a batch beyond a hundred times what it should; then it is taken to hang, and lost.
     pub patience: Duration,
 }
@@ -107,6 +109,7 @@ impl BackendOptions {
             precision: Precision::Auto,
             batch_invariant: false,
             cuda_graphs: true,
+            persistent_kernel: PersistentKernel::Auto,
             patience: DEFAULT_PATIENCE,
         }
     }

@@ -10,7 +10,7 @@ use super::search::SearchArgs;
 use super::similarity::SimilarityArgs;
 use super::tokenize::TokenizeArgs;
 use berthier::backend::cpu::Isa;
-use berthier::backend::{Device, DeviceChoice, Precision};
+use berthier::backend::{Device, DeviceChoice, PersistentKernel, Precision};
 use berthier::{Embedder, Normalize, Options};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::num::NonZeroUsize;
@@ -87,6 +87,10 @@ pub(crate) struct ModelArgs {
     /// Launch each CUDA kernel by itself, also where a small batch's would go as one graph; for tools that look at kernels
     #[arg(long, env = "BERTHIER_NO_CUDA_GRAPHS", help_heading = MODEL)]
     pub(crate) no_cuda_graphs: bool,
+    /// Compute a small batch on a GPU in one launch, by a kernel whose blocks stay: auto (where that is predicted to be faster),
+    /// always (a model that it does not compute is an error) or never; the vectors differ in their last bits
+    #[arg(long, env = "BERTHIER_PERSISTENT_KERNEL", help_heading = MODEL, default_value_t)]
+    pub(crate) persistent_kernel: PersistentKernel,
     /// Instruction set of the CPU kernels: portable, avx2 or avx512; asks for the CPU where --device is auto
     /// [default: the best there is]
     #[arg(long, env = "BERTHIER_ISA", help_heading = MODEL)]
@@ -111,7 +115,8 @@ impl ModelArgs {
             .device(self.device.clone())
             .precision(self.precision)
             .batch_invariant(self.batch_invariant)
-            .cuda_graphs(!self.no_cuda_graphs);
+            .cuda_graphs(!self.no_cuda_graphs)
+            .persistent_kernel(self.persistent_kernel);
         if let Some(isa) = self.isa {
             options = options.isa(isa);
         }

@@ -147,6 +147,7 @@ impl Embedder {
             precision: options.precision,
             batch_invariant: options.batch_invariant,
             cuda_graphs: options.cuda_graphs,
+            persistent_kernel: options.persistent_kernel,
             patience: options.patience,
             ..BackendOptions::new(threads.clone())
         };

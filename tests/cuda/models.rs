@@ -1,9 +1,10 @@
-//! Small random models of every kind that the kernels compute, against the reference backend; and bits.
+//! Small random models of every kind that the kernels compute, launched one by one or as graphs, against the reference backend;
+//! and bits.
 
 use crate::counting;
 use crate::stand_in::on_stand_in;
 use berthier::Threads;
-use berthier::backend::{Backend, BackendOptions, Device, Precision, open};
+use berthier::backend::{Backend, BackendOptions, Device, PersistentKernel, Precision, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{
     Activation, AttentionBias, AttentionSpan, Dense, FeedForward, LayerGroups, LayerWeights, ModelDesc,
@@ -78,8 +79,13 @@ pub(crate) fn backend_of(
     batch_invariant: bool,
 ) -> Box<dyn Backend> {
     let threads = Threads::new(NonZeroUsize::new(1)).unwrap();
-    let options =
-        BackendOptions { precision, batch_invariant, max_tokens: Some(512), ..BackendOptions::new(threads) };
+    let options = BackendOptions {
+        precision,
+        batch_invariant,
+        max_tokens: Some(512),
+        persistent_kernel: PersistentKernel::Never,
+        ..BackendOptions::new(threads)
+    };
     open(device, desc, weights, &options).unwrap_or_else(|e| panic!("{desc:?}: {e}"))
 }
 
@@ -454,6 +460,7 @@ fn graphs_give_the_bits_of_single_launches() {
                     precision,
                     max_tokens,
                     cuda_graphs,
+                    persistent_kernel: PersistentKernel::Never,
                     ..BackendOptions::new(threads.clone())
                 };
                 open(Device::Cuda(0), &desc, &Weights::random(&desc, 7), &options).unwrap()

@@ -1,4 +1,4 @@
-// barrier.cpp - block barriers, cluster barriers and mbarriers.
+// barrier.cpp - block barriers, cluster barriers, mbarriers and words of global memory.
 #include <string.h>
 #include "core.h"
 
@@ -26,6 +26,52 @@ static void sync_at(int id, int n, Loc loc) {
 void bar_sync(int id, int n, Loc loc) { sync_at(id, n, loc); }
 void bar_arrive(int id, int n, Loc loc) { arrive_at(id, n, "bar.arrive", loc); }
 void sync_block(Loc loc) { sync_at(0, (block->n + 31) / 32 * 32 == block->n ? block->n : -1, loc); }
+
+// ---- words of global memory by which blocks that run at once wait for each other ---------------------------------------------
+// A shuffled block may be left whenever it touches such a word.
+static void may_be_left(Loc loc) {
+  if (opt.order != SHUFFLE) return;
+  wake(*running->warp, 1u << running->lane);
+  wait_in(Op::WORD, loc);
+}
+void store_word(uint32_t* p, uint32_t value, bool releases, Loc loc) {
+  check_global(p, sizeof *p, true, "st.release.global", loc);
+  running->last_access = loc;
+  if (releases) release(p);
+  *p = value;
+  auto& all = block->cluster->word_waiters;
+  auto found = all.find(p);
+  if (found != all.end()) {
+    Unseen unseen;
+    auto& waiters = found->second;
+    for (size_t i = waiters.size(); i--;) {
+      if ((int32_t)(value - waiters[i].value) < 0) continue;
+      wake(*waiters[i].fiber->warp, 1u << waiters[i].fiber->lane);
+      waiters.erase(waiters.begin() + (long)i);
+    }
+  }
+  may_be_left(loc);
+}
+uint32_t load_word(const uint32_t* p, Loc loc) {
+  check_global(p, sizeof *p, false, "ld.acquire.global", loc);
+  running->last_access = loc;
+  acquire(p);
+  return *p;
+}
+void wait_for_word(const uint32_t* p, uint32_t value, bool acquires, Loc loc) {
+  check_global(p, sizeof *p, false, "ld.acquire.global", loc);
+  running->last_access = loc;
+  if ((int32_t)(*p - value) >= 0) {
+    may_be_left(loc);
+  } else {
+    {
+      Unseen unseen;
+      block->cluster->word_waiters[p].push_back({running, value});
+    }
+    wait_in(Op::WORD, loc);
+  }
+  if (acquires) acquire(p);
+}
 
 // ---- barrier.cluster: all threads of all blocks. Stricter than CUDA: threads that have exited count as missing. -----------------
 uint32_t cluster_rank() { return (uint32_t)block->rank; }

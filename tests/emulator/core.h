@@ -20,7 +20,7 @@ extern __thread ThreadIndex* current __attribute__((tls_model("initial-exec")));
 
 enum class Op : uint8_t {
   NONE, SHFL, VOTE, SYNC_WARP, MMA, LDMATRIX, STMATRIX, BAR, MBAR_WAIT, WGMMA, WGMMA_FENCE, WGMMA_COMMIT, WGMMA_WAIT,
-  CLUSTER
+  CLUSTER, WORD
 };
 const char* name_of(Op);
 inline bool operator==(Loc a, Loc b) { return a.line == b.line && a.file == b.file; }
@@ -92,8 +92,12 @@ struct WarpGroup {
 struct Barrier { int arrived = 0, expected = 0; Loc loc{"", 0}; uint32_t waiting[32] = {}; };
 struct TmaLoad { saddr to; const TensorMap* map; int c0, c1; saddr barrier; uint32_t ranks; Loc loc; };  // ranks: a bit for each block of the cluster that gets it
 
-// The blocks of a cluster run at once, by one scheduler: all of them, by rank. A block alone is a cluster of one.
-struct Cluster { std::vector<Block*> blocks; int arrived = 0, n = 0; Loc loc{"", 0}; void* host_stack_pointer = nullptr; };
+// Who waits for a word of global memory to count up to a value.
+struct WordWaiter { Fiber* fiber; uint32_t value; };
+
+// The blocks of a cluster run at once, by one scheduler: all of them, by rank. A block alone is a cluster of one, and so are all
+// blocks of a cooperative launch.
+struct Cluster { std::vector<Block*> blocks; int arrived = 0, n = 0; Loc loc{"", 0}; void* host_stack_pointer = nullptr; std::map<const uint32_t*, std::vector<WordWaiter>> word_waiters; };
 
 struct Block {
   Cluster* cluster = nullptr;

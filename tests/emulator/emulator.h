@@ -54,7 +54,9 @@ struct Loc {                             // a place in a kernel's source
 };
 
 // ---- launching -----------------------------------------------------------------------------------------------------------
-// Runs `body` once for each thread. `cluster`: blocks along x that run at once and reach each other's shared memory. Throws Error.
+// Runs `body` once for each thread. `cluster`: blocks along x that run at once and reach each other's shared memory; WHOLE_GRID: all
+// blocks run at once (a cooperative launch). Throws Error.
+constexpr int WHOLE_GRID = 0;
 void launch(dim3e grid, dim3e block, size_t smem_bytes, const std::function<void()>& body, int cluster = 1);
 
 struct Kernel {
@@ -64,7 +66,7 @@ struct Kernel {
   int threads, min_blocks, n_parameters;
   const size_t *parameter_bytes, *parameter_align;
   const bool* parameter_is_pointer;
-  int cluster;                           // its blocks, 1 if it has none
+  int cluster;                           // its blocks, 1 if it has none, WHOLE_GRID if it is launched cooperatively
 };
 // launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them. Throws Error.
 void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters);
@@ -78,9 +80,10 @@ std::vector<const Kernel*> all_kernels();
 // Once anything is registered, the wrappers' global accesses must fall inside a registered allocation, and must not write
 // where `writable` is false. Registering a start again replaces it. `margin` bytes on both sides are the owner's too: what a
 // GPU's launch copies there and back with the allocation, so that the owner can look whether they changed.
-void register_memory(const void* start, size_t bytes, const char* label = "", bool writable = true, size_t margin = 0);
+// `holds_addresses`: of other allocations, in words of 8 bytes.
+void register_memory(const void* start, size_t bytes, const char* label = "", bool writable = true, size_t margin = 0, bool holds_addresses = false);
 void unregister_memory(const void* start);
-struct Memory { uint64_t id; uint8_t* start; size_t bytes, margin; bool writable; };  // id: of the registration
+struct Memory { uint64_t id; uint8_t* start; size_t bytes, margin; bool writable, holds_addresses; };  // id: of the registration
 std::vector<Memory> registered_memory();
 void launches_have_ended();              // the host has waited for all launches so far
 

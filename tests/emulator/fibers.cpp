@@ -21,7 +21,7 @@ __thread Fiber* running;
 const char* name_of(Op op) {
   static const char* const names[] = {"",        "shfl",          "vote",  "sync_warp",   "mma.sync",     "ldmatrix",  "stmatrix",
                                       "barrier", "mbarrier.wait", "wgmma", "wgmma_fence", "wgmma_commit", "wgmma_wait",
-                                      "cluster_sync"};
+                                      "cluster_sync", "wait_global"};
   return names[(int)op];
 }
 const char* base_name(const char* path) {
@@ -430,10 +430,11 @@ static void run_cluster(const std::vector<Block*>& blocks, uint64_t first, dim3e
 // Under tsan two sets of fibers take turns, and the host learns what the blocks did at the end of the launch only: so a
 // block is ordered with neither of its neighbours, and two blocks that touch the same global memory are a race.
 #ifdef EMU_TSAN
-constexpr int BLOCK_SETS = 2;
+constexpr uint64_t BLOCK_SETS = 2;
 #else
-constexpr int BLOCK_SETS = 1;
+constexpr uint64_t BLOCK_SETS = 1;
 #endif
+constexpr uint64_t MOST_BLOCKS_AT_ONCE = 256;  // each thread of them has a stack
 // Blocks are kept from launch to launch: their fibers' stacks are what costs.
 static std::mutex idle_mutex;
 static std::vector<std::unique_ptr<Block>>& idle_blocks() { static std::vector<std::unique_ptr<Block>> v; return v; }
@@ -460,7 +461,12 @@ void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()
   if (!total || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) refuse("grid is empty or above 2^31-1 x 65535 x 65535");
   if (!n || n > 1024 || dim.z > 64) refuse("block is empty or above 1024 threads");
   if (smem_bytes > MAX_SMEM_BYTES) refuse("more dynamic shared memory than any GPU has");
-  if (cluster < 1 || cluster > 8 || grid.x % (unsigned)cluster) refuse("the grid is not whole clusters of at most 8 blocks");
+  if (cluster == WHOLE_GRID) {
+    if (total > MOST_BLOCKS_AT_ONCE) refuse("more blocks than run at once on any GPU");
+    cluster = (int)total;
+  } else if (cluster < 1 || cluster > 8 || grid.x % (unsigned)cluster) {
+    refuse("the grid is not whole clusters of at most 8 blocks");
+  }
   total /= (uint64_t)cluster;                // counts clusters from here on
   begin_launch();
   std::atomic<uint64_t> next{0};
@@ -468,11 +474,12 @@ void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()
   bool failed = false;
   Error error;
   auto work = [&] {
-    BorrowedBlocks borrowed((size_t)(BLOCK_SETS * cluster));
+    const size_t sets = (size_t)std::min<uint64_t>(BLOCK_SETS, total);
+    BorrowedBlocks borrowed(sets * (size_t)cluster);
     std::vector<Block*> blocks((size_t)cluster);
     for (uint64_t i; (i = next++) < total;) {
       uint64_t id = opt.order == REVERSE ? total - 1 - i : i;
-      for (size_t rank = 0; rank < blocks.size(); rank++) blocks[rank] = borrowed.blocks[i % BLOCK_SETS * blocks.size() + rank].get();
+      for (size_t rank = 0; rank < blocks.size(); rank++) blocks[rank] = borrowed.blocks[i % sets * blocks.size() + rank].get();
       try { run_cluster(blocks, id * (uint64_t)cluster, grid, dim, smem_bytes, body); }
       catch (Error& e) { std::lock_guard<std::mutex> lock(mutex); failed = true; error = e; next = total; }
     }

@@ -50,20 +50,20 @@ uint8_t* shared_access(saddr a, uint32_t bytes, Direction direction, Loc loc) {
 // Who touched what is kept by pieces, as an arena is one allocation.
 constexpr size_t PIECE = 256;
 struct Piece { uint32_t written_by = 0, read_by = 0; };  // numbers of launches
-struct Allocation { uintptr_t start; size_t bytes; std::string label; bool writable; std::vector<Piece> pieces; size_t margin; uint64_t id; };
+struct Allocation { uintptr_t start; size_t bytes; std::string label; bool writable; std::vector<Piece> pieces; size_t margin; bool holds_addresses; uint64_t id; };
 static std::map<uintptr_t, Allocation>& allocations() { static std::map<uintptr_t, Allocation> m; return m; }
 static std::mutex allocations_mutex;
 static uint64_t allocations_version = 1;
-void register_memory(const void* start, size_t bytes, const char* label, bool writable, size_t margin) {
+void register_memory(const void* start, size_t bytes, const char* label, bool writable, size_t margin, bool holds_addresses) {
   std::lock_guard<std::mutex> lock(allocations_mutex);
   static uint64_t registrations = 0;
-  allocations()[(uintptr_t)start] = {(uintptr_t)start, bytes, label, writable, std::vector<Piece>(bytes / PIECE + 2), margin, ++registrations};
+  allocations()[(uintptr_t)start] = {(uintptr_t)start, bytes, label, writable, std::vector<Piece>(bytes / PIECE + 2), margin, holds_addresses, ++registrations};
   allocations_version++;
 }
 std::vector<Memory> registered_memory() {
   std::lock_guard<std::mutex> lock(allocations_mutex);
   std::vector<Memory> all;
-  for (auto& [start, a] : allocations()) all.push_back({a.id, (uint8_t*)start, a.bytes, a.margin, a.writable});
+  for (auto& [start, a] : allocations()) all.push_back({a.id, (uint8_t*)start, a.bytes, a.margin, a.writable, a.holds_addresses});
   return all;
 }
 void unregister_memory(const void* start) {

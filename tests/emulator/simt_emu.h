@@ -41,6 +41,9 @@ void mbar_wait(saddr, uint32_t parity, Loc);
 void mbar_arrive_remote(saddr, uint32_t rank, Loc);
 uint32_t cluster_rank();
 void cluster_sync(Loc);
+void store_word(uint32_t*, uint32_t value, bool release, Loc);
+uint32_t load_word(const uint32_t*, Loc);
+void wait_for_word(const uint32_t*, uint32_t value, bool acquire, Loc);
 void fence_proxy_async();
 void tma_load_2d(saddr, const TensorMap*, saddr barrier, int c0, int c1, Loc);
 void tma_load_2d_multicast(saddr, const TensorMap*, saddr barrier, int c0, int c1, uint32_t ranks, Loc);
@@ -58,6 +61,7 @@ float approximately(float y, float x, float relative, bool exact);
 // A kernel: an extern "C" function, found by its name as cuModuleGetFunction finds it.
 #define KERNEL(nthreads, name, ...) EMU_KERNEL(nthreads, 1, 1, name, __VA_ARGS__)
 #define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...) EMU_KERNEL(nthreads, min_blocks, 1, name, __VA_ARGS__)
+#define KERNEL_COOPERATIVE(nthreads, name, ...) EMU_KERNEL(nthreads, 1, emu::WHOLE_GRID, name, __VA_ARGS__)
 #define KERNEL_CLUSTER(nthreads, blocks, name, ...) EMU_KERNEL(nthreads, 1, blocks, name, __VA_ARGS__)
 #define EMU_KERNEL(nthreads, min_blocks, cluster, name, ...)                                                                \
   extern "C" void name(__VA_ARGS__);                                                                                        \
@@ -100,6 +104,7 @@ DEV float rsqrt_approx(float x) {
 }
 DEV float tanh_approx(float x) { return fmaxf(-1.0f, fminf(1.0f, emu::approximately(tanhf(x), x, 0x1p-11f, x == 0))); }
 DEV float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+DEV int computed_here(int v) { return v; }
 DEV int min(int a, int b) { return a < b ? a : b; }
 DEV int max(int a, int b) { return a > b ? a : b; }
 
@@ -139,6 +144,11 @@ DEV u64x ld_global_64(const void* p LOC_PARAM) { return ld_global_as<u64x>(p, lo
 DEV void st_global_128(void* p, u128 v LOC_PARAM) { st_global_as(p, v, loc_); }
 DEV void st_global_64(void* p, u64x v LOC_PARAM) { st_global_as(p, v, loc_); }
 DEV void st_global_32(void* p, uint32_t v LOC_PARAM) { st_global_as(p, v, loc_); }
+
+// ---- words of global memory by which blocks that run at once wait for each other ------------------------------------------
+DEV void st_release_global(uint32_t* p, uint32_t v LOC_PARAM) { emu::store_word(p, v, true, loc_); }
+DEV uint32_t ld_acquire_global(const uint32_t* p LOC_PARAM) { return emu::load_word(p, loc_); }
+DEV void wait_global(const uint32_t* p, uint32_t v LOC_PARAM) { emu::wait_for_word(p, v, true, loc_); }
 
 // ---- shared memory -----------------------------------------------------------------------------------------------------
 DEV saddr smem_addr(const void* p) { return emu::smem_address(p); }

@@ -191,6 +191,8 @@ class GuardedBase {
     name_ = text;
     emu::register_memory(start_, bytes_, label(), !is_input_, BAND);
   }
+  // That an input holds addresses of other buffers, which on a GPU are others.
+  void holds_addresses() { emu::register_memory(start_, bytes_, label(), false, BAND, true); }
   size_t bytes() const { return bytes_; }
 
  protected:

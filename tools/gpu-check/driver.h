@@ -79,6 +79,9 @@ class Driver {
   void launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned threads, size_t shared, void* stream, void** parameters) {
     call("cuLaunchKernel", function, gx, gy, gz, threads, 1u, 1u, (unsigned)shared, stream, parameters, (void**)nullptr);
   }
+  void launch_cooperative(void* function, unsigned gx, unsigned threads, size_t shared, void* stream, void** parameters) {
+    call("cuLaunchCooperativeKernel", function, gx, 1u, 1u, threads, 1u, 1u, (unsigned)shared, stream, parameters);
+  }
   DevicePointer allocate(size_t bytes) {
     DevicePointer p = 0;
     call("cuMemAlloc_v2", &p, bytes ? bytes : 1);

@@ -4,10 +4,11 @@
 //
 // A test's buffers stay where they are, in host memory: before a launch all that are registered are copied to the device with
 // the guard bands around them, afterwards back, so that check_all() finds a stray write. Pointers among the parameters, in
-// structs too, are replaced by the device's. Inputs travel to the device once. With BERTHIER_GPU_EXACT=1 (for
+// structs too and in buffers that are said to hold addresses, are replaced by the device's. Inputs travel to the device once. With BERTHIER_GPU_EXACT=1 (for
 // compute-sanitizer) an allocation has the buffer's own size and no bands, so that one byte beyond it is an error.
 #include <string.h>
 #include <map>
+#include <set>
 #include <vector>
 #include "../../tests/emulator/emulator.h"
 #include "driver.h"
@@ -31,33 +32,6 @@ std::string tests_folder() {
   return path.substr(0, path.rfind('/')) + "/../../tests";
 }
 
-void upload(Driver& driver, const std::vector<Memory>& memory) {
-  std::map<uint64_t, Mirror> kept;
-  for (const Memory& m : memory) {
-    auto found = mirrors.find(m.id);
-    if (found == mirrors.end()) continue;
-    kept.insert(*found);
-    mirrors.erase(found);
-  }
-  for (auto& gone : mirrors) driver.call("cuMemFree_v2", gone.second.allocation);
-  mirrors.swap(kept);
-  for (const Memory& m : memory) {
-    auto found = mirrors.find(m.id);
-    if (found == mirrors.end()) {
-      size_t margin = exact() ? 0 : m.margin, shift = (uintptr_t)(m.start - margin) % 256, bytes = m.bytes + 2 * margin;
-      Mirror mirror{driver.allocate(shift + bytes), m.start - margin, bytes, shift, false};
-      found = mirrors.emplace(m.id, mirror).first;
-    }
-    Mirror& mirror = found->second;
-    if (mirror.bytes && (m.writable || !mirror.uploaded))
-      driver.call("cuMemcpyHtoD_v2", mirror.allocation + mirror.shift, (const void*)mirror.host, mirror.bytes);
-    mirror.uploaded = true;
-  }
-}
-void download(Driver& driver) {
-  for (auto& [id, m] : mirrors)
-    if (m.bytes) driver.call("cuMemcpyDtoH_v2", (void*)m.host, m.allocation + m.shift, m.bytes);
-}
 // The device's address of a host address inside a buffer or its bands; 0 if it is none.
 DevicePointer on_device(const std::vector<Memory>& memory, uint64_t p) {
   for (const Memory& m : memory)
@@ -87,6 +61,41 @@ std::vector<uint8_t> translate(Driver& driver, const std::vector<Memory>& memory
   memcpy(out.data(), encoded, sizeof encoded);
   return out;
 }
+void upload(Driver& driver, const std::vector<Memory>& memory) {
+  std::map<uint64_t, Mirror> kept;
+  for (const Memory& m : memory) {
+    auto found = mirrors.find(m.id);
+    if (found == mirrors.end()) continue;
+    kept.insert(*found);
+    mirrors.erase(found);
+  }
+  for (auto& gone : mirrors) driver.call("cuMemFree_v2", gone.second.allocation);
+  mirrors.swap(kept);
+  for (const Memory& m : memory) {
+    auto found = mirrors.find(m.id);
+    if (found == mirrors.end()) {
+      size_t margin = exact() ? 0 : m.margin, shift = (uintptr_t)(m.start - margin) % 256, bytes = m.bytes + 2 * margin;
+      Mirror mirror{driver.allocate(shift + bytes), m.start - margin, bytes, shift, false};
+      found = mirrors.emplace(m.id, mirror).first;
+    }
+    Mirror& mirror = found->second;
+    if (mirror.bytes && (m.writable || !mirror.uploaded))
+      driver.call("cuMemcpyHtoD_v2", mirror.allocation + mirror.shift, (const void*)mirror.host, mirror.bytes);
+    mirror.uploaded = true;
+  }
+  for (const Memory& m : memory) {  // now that all are there, those that hold each other's addresses
+    if (!m.holds_addresses) continue;
+    std::vector<uint8_t> words = translate(driver, memory, m.start, m.bytes);
+    driver.call("cuMemcpyHtoD_v2", mirrors.at(m.id).allocation + mirrors.at(m.id).shift + (size_t)(m.start - mirrors.at(m.id).host), (const void*)words.data(), m.bytes);
+  }
+}
+void download(Driver& driver, const std::vector<Memory>& memory) {
+  std::set<uint64_t> kept;  // those of addresses are the device's there
+  for (const Memory& m : memory)
+    if (m.holds_addresses) kept.insert(m.id);
+  for (auto& [id, m] : mirrors)
+    if (m.bytes && !kept.count(id)) driver.call("cuMemcpyDtoH_v2", (void*)m.host, m.allocation + m.shift, m.bytes);
+}
 }  // namespace
 
 bool emulated() { return false; }
@@ -109,11 +118,12 @@ void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, vo
     for (int i = 0; i < kernel.n_parameters; i++) values.push_back(translate(driver, memory, (const uint8_t*)parameters[i], kernel.parameter_bytes[i]));
     for (auto& v : values) pointers.push_back(v.data());
     driver.allow_shared(function, smem_bytes);
-    driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data());
+    if (kernel.cluster == WHOLE_GRID) driver.launch_cooperative(function, grid.x, block.x, smem_bytes, nullptr, pointers.data());
+    else driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data());
     lost = true;
     driver.wait(nullptr, kernel.name);
     lost = false;
-    download(driver);
+    download(driver, memory);
     return;
   } catch (DriverError& e) {
     snprintf(error.msg, sizeof error.msg, "%s: %s", kernel.name, e.what());

@@ -397,12 +397,13 @@ class Benchmark:
     def latency(self):
         lengths = LENGTHS[:1] if self.quick else [16, 32, 128]
         flags = self.command.flags(self.pack / "model", "fp16")
-        said = json.loads(self.command.call(["bench", "latency", "--json", "--lengths", ",".join(map(str, lengths)), "--batch-sizes", "1,8", "--samples", 20 if self.quick else 500, *flags], max(30, self.left())))
-        emit(berthier="latency", said=said)
-        for point in said["points"]:
-            row = {k: point[k] for k in ("from", "tokens", "texts", "samples")}
-            row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
-            emit(table="latency: berthier, wall us", row=row)
+        for kernel in ["always", "never"]:  # one launch, and a graph of five a layer
+            said = json.loads(self.command.call(["bench", "latency", "--json", "--lengths", ",".join(map(str, lengths)), "--batch-sizes", "1,8", "--samples", 20 if self.quick else 500, "--persistent-kernel", kernel, *flags], max(30, self.left())))
+            emit(berthier=f"latency, --persistent-kernel {kernel}", said=said)
+            for point in said["points"]:
+                row = {"one launch": kernel} | {k: point[k] for k in ("from", "tokens", "texts", "samples")}
+                row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
+                emit(table="latency: berthier, wall us", row=row)
         model = bert.Model(self.pack / "model", ON, torch.half if ON == "cuda" else torch.float32)
         for length in lengths:
             ids = torch.randint(1000, 30000, (1, length), device=ON)

@@ -7,7 +7,7 @@ from .image import spill_bytes
 from .occupancy import blocks_per_sm
 
 # What a user downloads and the library maps; also what it may add to a binary.
-MAX_IMAGE_BYTES = 1_000_000
+MAX_IMAGE_BYTES = 1_200_000
 
 # Global accesses are 16 bytes a lane, except for: (kernels, access, most of them in the code of one, what they are).
 # None of these is of a matrix or a row of activations.
@@ -22,12 +22,14 @@ NARROW = [
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
     ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),
+    ("persistent_encoder_.*", "LDG.32", 9, "ids of a token, cu_seqlens, left_out, the barrier's words"),
+    ("persistent_encoder_.*", "STG.32", 2, "the barrier's words"),
 ]
 # Products are made by these: mma.sync from what ldmatrix read, or wgmma from what TMA loaded, stored by TMA.
 TENSOR = [
     (re.compile(r"gemm_wgmma_"), ["HGMMA", "UTMALDG", "UTMASTG"]),
     (re.compile(r"attention_wgmma_"), ["HGMMA", "UTMALDG"]),
-    (re.compile(r"(gemm|attention)(?!_wgmma)_"), ["HMMA", "LDSM"]),
+    (re.compile(r"(?:(?:gemm|attention)(?!_wgmma)|persistent_encoder)_"), ["HMMA", "LDSM"]),
 ]
 
 

@@ -5,6 +5,7 @@
 
 use super::estimate::Estimate;
 use super::gpu::Gpu;
+use super::persistent;
 use super::tiles::{EpilogueKind, Gemm, TileTable};
 use super::work_list;
 use super::work_list::AttentionShape;
@@ -41,6 +42,8 @@ pub struct EncoderShape {
     pub rotary: bool,
     /// Whether the last layer goes on with first tokens' rows alone, behind its attention.
     pub pools_first_rows: bool,
+    /// Whether the kernel of `persistent.rs` computes it, as far as the model goes.
+    pub persistent: bool,
 }
 
 impl EncoderShape {
@@ -69,6 +72,7 @@ impl EncoderShape {
             norms: Norms::Post,
             rotary: false,
             pools_first_rows: false,
+            persistent: true,
         })
     }
 
@@ -91,6 +95,7 @@ impl EncoderShape {
                 Positions::Rotary { .. } => true,
             },
             pools_first_rows: pools_first_rows(desc),
+            persistent: persistent::takes(desc),
         }
     }
 

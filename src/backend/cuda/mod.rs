@@ -10,6 +10,7 @@ mod device;
 mod estimate;
 mod gpu;
 mod image;
+pub mod persistent;
 mod tiles;
 mod work_list;
 

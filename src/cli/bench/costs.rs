@@ -5,6 +5,7 @@
 use super::BenchError;
 use super::args::CostsArgs;
 use berthier::backend::cuda::costs::{Choices, EncoderShape, Network, Step, network, whole_waves};
+use berthier::backend::cuda::persistent::{BARRIER_US, PersistentEstimate, estimate, most_tokens};
 use berthier::backend::cuda::{Element, Gpu, LAUNCH_US, TileTable};
 use berthier::model::ModelDesc;
 use serde_json::{Value, json};
@@ -15,6 +16,17 @@ use std::io::Write;
 const USUAL: Choices = Choices { batch_invariant: false, separate_layernorms: false };
 const SEPARATE: Choices = Choices { separate_layernorms: true, ..USUAL };
 const INVARIANT: Choices = Choices { batch_invariant: true, ..USUAL };
+
+/// Sequences of the small batches that one launch is predicted for.
+const SMALL_BATCHES: [usize; 2] = [1, 8];
+
+/// A small batch in one launch, beside its kernels one by one.
+struct OneLaunch {
+    batch: usize,
+    seqlen: usize,
+    persistent: PersistentEstimate,
+    by_kernels: Network,
+}
 
 /// One batch on one GPU, in each of the ways that may be chosen.
 struct Row {
@@ -50,7 +62,7 @@ pub(crate) fn run(
     for gpu in args.gpu.iter().filter_map(|name| Gpu::known(name)) {
         let table = TileTable::new(gpu, Element::F16);
         describe(&mut text, table.gpu());
-        let mut networks = Vec::new();
+        let (mut networks, mut in_one_launch) = (Vec::new(), Vec::new());
         for shape in &shapes {
             let rows = rows(&table, shape, &lengths)?;
             for row in &rows {
@@ -61,8 +73,13 @@ pub(crate) fn run(
                 );
             }
             summary(&mut text, shape, &rows, table.gpu());
+            let small = small_batches(&table, shape, &lengths);
+            one_launch(&mut text, &table, shape, &small);
+            in_one_launch.extend(small.iter().map(|small| one_launch_json(shape, small)));
         }
-        gpus.push(json!({"gpu": gpu_json(table.gpu()), "networks": networks}));
+        gpus.push(json!({
+            "gpu": gpu_json(table.gpu()), "networks": networks, "in_one_launch": in_one_launch,
+        }));
     }
     if args.json {
         let json = json!({
@@ -195,6 +212,58 @@ fn summary(text: &mut String, shape: &EncoderShape, rows: &[Row], gpu: &Gpu) {
             invariant.us() / usual.us()
         );
     }
+}
+
+/// The small batches that the persistent kernel takes.
+fn small_batches(table: &TileTable, shape: &EncoderShape, lengths: &[usize]) -> Vec<OneLaunch> {
+    let sizes = lengths.iter().flat_map(|&seqlen| SMALL_BATCHES.map(|batch| (batch, seqlen)));
+    let of = |(batch, seqlen)| {
+        let persistent = estimate(table, shape, batch, seqlen)?;
+        let by_kernels = network(table, shape, batch, seqlen, USUAL)?;
+        Some(OneLaunch { batch, seqlen, persistent, by_kernels })
+    };
+    sizes.filter_map(of).collect()
+}
+
+fn one_launch(text: &mut String, table: &TileTable, shape: &EncoderShape, small: &[OneLaunch]) {
+    let Some(first) = small.first() else { return };
+    let _ = writeln!(
+        text,
+        "\n{} on {} in one launch (persistent_encoder, {} blocks, {} barriers of an assumed {BARRIER_US} µs), predicted; chosen \
+         up to {} tokens\n{:>7} {:>7} {:>9} {:>12} {:>18} {:>15} {:>16}",
+        shape.name,
+        table.gpu().name,
+        first.persistent.blocks,
+        first.persistent.barriers,
+        most_tokens(table, shape),
+        "length",
+        "batch",
+        "µs",
+        "barriers, µs",
+        "wait for weights",
+        "activations, MB",
+        "by kernels, µs"
+    );
+    for OneLaunch { batch, seqlen, persistent: e, by_kernels } in small {
+        let _ = writeln!(
+            text,
+            "{seqlen:>7} {batch:>7} {:>9.1} {:>11.1} {:>14.1} {:>18.1} {:>16.1}",
+            e.us,
+            e.barriers_us,
+            e.weights_us,
+            e.activation_bytes / 1e6,
+            by_kernels.us()
+        );
+    }
+}
+
+fn one_launch_json(shape: &EncoderShape, small: &OneLaunch) -> Value {
+    let OneLaunch { batch, seqlen, persistent: e, by_kernels } = small;
+    json!({
+        "shape": shape.name, "batch": batch, "seqlen": seqlen, "us": e.us, "blocks": e.blocks, "barriers": e.barriers,
+        "barriers_us": e.barriers_us, "barrier_us": BARRIER_US, "weights_us": e.weights_us,
+        "weight_bytes": e.weight_bytes, "activation_bytes": e.activation_bytes, "by_kernels_us": by_kernels.us(),
+    })
 }
 
 fn gpu_json(gpu: &Gpu) -> Value {

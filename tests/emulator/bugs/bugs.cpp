@@ -12,6 +12,7 @@ static bool planted(const char* name) {
 #include "block.cu"
 #include "copies.cu"
 #include "global.cu"
+#include "grid.cu"
 #include "hopper.cu"
 
 int main(int argc, char** argv) { return run_cases(argc, argv); }

@@ -211,7 +211,7 @@ static CUresult run(const Launch& l) {
   }
   return SUCCESS;
 }
-static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent) {
+static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative) {
   const emu::Kernel& k = *f->kernel;
   const int arch = current_context->device->architecture, threads = (int)(block.x * block.y * block.z);
   auto refuse = [&](const char* why) { say("%s: %s", k.name, why); return (CUresult)INVALID_VALUE; };
@@ -221,9 +221,11 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (!threads || threads > 1024 || block.z > 64) return refuse("block out of range");
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
   if (k.cluster > 1 && arch < 90) return NOT_SUPPORTED;
-  if (grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters");
+  if (k.cluster == emu::WHOLE_GRID ? !cooperative : grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters, or not launched cooperatively");
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
-  if (!blocks_per_sm(f, threads, shared, arch)) return LAUNCH_OUT_OF_RESOURCES;
+  const int fit = blocks_per_sm(f, threads, shared, arch);
+  if (!fit) return LAUNCH_OUT_OF_RESOURCES;
+  if (cooperative && grid.x * grid.y * grid.z > (unsigned)(fit * settings.multiprocessors)) return COOPERATIVE_LAUNCH_TOO_LARGE;
   auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, {}});
   for (int i = 0; i < k.n_parameters; i++) {  // copied at the call, as the driver does
     if (!parameters[i]) { say("%s: parameter %d of %d is missing", k.name, i, k.n_parameters); return INVALID_VALUE; }
@@ -233,24 +235,28 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
 }
 API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
   ENTER();
-  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, extra, false);
+  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, extra, false, false);
 }
 struct LaunchAttribute { int id; char pad[4]; union { char bytes[64]; unsigned cluster[3]; int flag; } value; };
 struct LaunchConfig { unsigned grid[3], block[3], shared; void* stream; LaunchAttribute* attributes; unsigned n; };
 API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void** extra) {
   ENTER();
-  bool dependent = false;
+  bool dependent = false, cooperative = false;
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
     if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters by launch attribute are not emulated", f->kernel->name); return NOT_SUPPORTED; }
+    if (a.id == 2) cooperative = a.value.flag != 0;
     if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
       if (current_context->device->architecture < 90) return NOT_SUPPORTED;
       dependent = true;
     }
   }
-  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent);
+  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent, cooperative);
 }
-API cuLaunchCooperativeKernel(Function*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**) { return NOT_SUPPORTED; }
+API cuLaunchCooperativeKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters) {
+  ENTER();
+  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, nullptr, false, true);
+}
 
 // ---- tensor maps: two dimensions of 16-bit elements ------------------------------------------------------------------------------------
 API cuTensorMapEncodeTiled(TensorMap* map, int type, unsigned rank, void* base, const uint64_t* dim, const uint64_t* stride, const uint32_t* box, const uint32_t* step, int interleave, int swizzle, int, int) {

@@ -4,6 +4,7 @@
 use super::super::image::{Manifest, fatbin};
 use super::super::tiles::{Element, TileTable};
 use super::memory::{Called, Slice};
+use super::persistent;
 use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream};
 use cudarc::nvrtc::Ptx;
@@ -43,6 +44,18 @@ pub(super) enum Argument {
     Float(f32),
     Epilogue(Epilogue),
     TensorMap(sys::CUtensorMap),
+    Model(persistent::Model),
+    Batch(persistent::Batch),
+}
+
+/// When the blocks of a launch begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    AfterPredecessor,
+    /// While the kernel before ends, where kernels can (programmatic dependent launch).
+    WithPredecessor,
+    /// All at once, or the launch fails: they wait for each other (a cooperative launch).
+    AllBlocks,
 }
 
 impl<T> From<Slice<T>> for Argument {
@@ -105,8 +118,8 @@ impl Kernels {
         Ok(Self { wait: Manifest::get().waits_for_predecessor(table.gpu().compute_capability), by_name })
     }
 
-    /// Puts a kernel into the stream, whose context is current. What directly follows another kernel begins while that one
-    /// ends, where kernels can (programmatic dependent launch): launching costs a small batch more than computing.
+    /// Puts a kernel into the stream, whose context is current. What directly follows another kernel should begin while that one
+    /// ends: launching costs a small batch more than computing.
     ///
     /// # Safety
     /// The arguments are those that the kernel's header names, in that order; arrays are as long as it says for this grid,
@@ -117,7 +130,7 @@ impl Kernels {
     pub(super) unsafe fn launch(
         &self,
         stream: &CudaStream,
-        follows_kernel: bool,
+        begin: Begin,
         name: &str,
         grid: [usize; 2],
         dynamic_shared: usize,
@@ -138,13 +151,25 @@ impl Kernels {
                 Argument::Float(value) => (&raw const *value).cast_mut().cast(),
                 Argument::Epilogue(value) => (&raw const *value).cast_mut().cast(),
                 Argument::TensorMap(value) => (&raw const *value).cast_mut().cast(),
+                Argument::Model(value) => (&raw const *value).cast_mut().cast(),
+                Argument::Batch(value) => (&raw const *value).cast_mut().cast(),
             };
         }
         let size = |n: usize| u32::try_from(n).expect("grids are as large as a batch's tiles");
-        let mut early = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        let early = (
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        );
+        let at_once = (
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            sys::CUlaunchAttributeValue { cooperative: 1 },
+        );
+        let (id, value) = if begin == Begin::AllBlocks { at_once } else { early };
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let wanted = match begin {
+            Begin::AfterPredecessor => false,
+            Begin::WithPredecessor => self.wait,
+            Begin::AllBlocks => true,
         };
         let config = sys::CUlaunchConfig {
             gridDimX: size(grid[0]),
@@ -155,8 +180,8 @@ impl Kernels {
             blockDimZ: 1,
             sharedMemBytes: size(dynamic_shared),
             hStream: stream.cu_stream(),
-            attrs: &raw mut early,
-            numAttrs: u32::from(self.wait && follows_kernel),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(wanted),
         };
         let function = kernel.function.cu_function();
         // SAFETY: function and stream are of one context; the arguments are the caller's promise, and the driver copies

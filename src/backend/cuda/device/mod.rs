@@ -5,9 +5,10 @@
 #![allow(unsafe_code, reason = "what a device that hangs holds is not freed")]
 
 use super::costs::{Choices, EncoderShape};
+use super::persistent::{PERSISTENT_TOKENS, blocks, most_tokens, takes};
 use super::tiles::{Element, TileTable};
 use super::work_list::AttentionKernels;
-use crate::backend::{Backend, BackendOptions, Capacity, Precision};
+use crate::backend::{Backend, BackendOptions, Capacity, PersistentKernel, Precision};
 use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{self, ModelDesc};
@@ -16,6 +17,7 @@ use forward::Forward;
 use kernels::Kernels;
 use memory::Called;
 use ops::{Products, Queue};
+use persistent::PersistentEncoder;
 use slot::Slot;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -31,6 +33,7 @@ mod kernels;
 mod memory;
 mod ops;
 mod patience;
+mod persistent;
 mod slot;
 mod support;
 mod tensor_maps;
@@ -84,6 +87,8 @@ struct Resident {
     kernels: Kernels,
     weights: Weights,
     workspace: Workspace,
+    /// Of models and batches that go in one launch.
+    persistent: Option<PersistentEncoder>,
     slots: Vec<Slot>,
     /// Last: the rest is freed while it lives.
     device: Opened,
@@ -134,6 +139,15 @@ impl CudaBackend {
         let attention = AttentionKernels::choose(&table, &shape.attention(choices))
             .expect("`support` refused head sizes without a kernel");
         let (max_tokens, workspace, slots) = allocate(&device, desc, attention, wanted, weights.bytes())?;
+        let persistent = match persistent_tokens(&table, &shape, desc, options)? {
+            0 => None,
+            tokens => {
+                let sizes = [blocks(&table, &shape), tokens.min(max_tokens)];
+                let encoder = PersistentEncoder::new(&device, desc, &weights.model, &workspace, sizes);
+                let needed = weights.bytes() + workspace_bytes(desc, max_tokens);
+                Some(encoder.map_err(|e| out_of_memory(&device, e, needed, needed))?)
+            }
+        };
         // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
         device.context.synchronize().map_err(|e| device.failed(e))?;
         let shaped_tokens = graphs::most_tokens(&table, &shape, choices);
@@ -141,7 +155,7 @@ impl CudaBackend {
             desc: desc.clone(),
             table,
             products: Products::new(shape, element, options.batch_invariant),
-            resident: ManuallyDrop::new(Resident { kernels, weights, workspace, slots, device }),
+            resident: ManuallyDrop::new(Resident { kernels, weights, workspace, persistent, slots, device }),
             pending: VecDeque::with_capacity(IN_FLIGHT),
             next_slot: 0,
             max_tokens,
@@ -168,9 +182,23 @@ impl CudaBackend {
 
     /// Stages, copies, computes and copies back, without waiting.
     fn enqueue(&mut self, slot: usize, batch: &PackedBatch) -> Called<()> {
-        let Resident { kernels, weights, workspace, slots, device } = &mut *self.resident;
+        let Resident { kernels, weights, workspace, persistent, slots, device } = &mut *self.resident;
         device.context.bind_to_thread()?;
         let slot = &mut slots[slot];
+        let queue = || Queue {
+            stream: &device.compute,
+            kernels,
+            table: &self.table,
+            products: &self.products,
+            partials: workspace.partials.all(),
+            follows_kernel: Cell::new(false),
+        };
+        if let Some(persistent) = persistent.as_ref().filter(|persistent| persistent.takes(batch)) {
+            let shape = slot.plan_one_launch(batch);
+            let inputs = slot.upload(device, batch, shape)?;
+            persistent.launch(&queue(), &inputs, slot.vectors.all(), batch.normalize)?;
+            return slot.download(device, result_len(&self.desc, batch));
+        }
         let as_it_is = slot.plan(batch);
         let filled = as_it_is.filled();
         let shaped = as_it_is.tokens <= self.shaped_tokens && filled.fits(self.max_tokens);
@@ -178,14 +206,7 @@ impl CudaBackend {
         let inputs = slot.upload(device, batch, shape)?;
         let vectors = slot.vectors.all();
         let launch = || {
-            let queue = Queue {
-                stream: &device.compute,
-                kernels,
-                table: &self.table,
-                products: &self.products,
-                partials: workspace.partials.all(),
-                follows_kernel: Cell::new(false),
-            };
+            let queue = queue();
             let forward = Forward {
                 queue: &queue,
                 desc: &self.desc,
@@ -200,6 +221,29 @@ impl CudaBackend {
             false => launch()?,
         }
         slot.download(device, result_len(&self.desc, batch))
+    }
+}
+
+/// Tokens of the batches that go in one launch, at most; 0: none do.
+fn persistent_tokens(
+    table: &TileTable,
+    shape: &EncoderShape,
+    desc: &ModelDesc,
+    options: &BackendOptions,
+) -> Result<usize> {
+    let possible = takes(desc) && blocks(table, shape) > 0 && !options.batch_invariant;
+    match options.persistent_kernel {
+        PersistentKernel::Never => Ok(0),
+        PersistentKernel::Auto if possible => Ok(most_tokens(table, shape)),
+        PersistentKernel::Auto => Ok(0),
+        PersistentKernel::Always if possible => Ok(PERSISTENT_TOKENS),
+        PersistentKernel::Always => Err(Error::InvalidOption {
+            name: "persistent_kernel",
+            message: match options.batch_invariant {
+                true => "always: its bits are not those of larger batches (batch_invariant)".into(),
+                false => "always: it does not compute this model (docs/devices.md, \"One launch\")".into(),
+            },
+        }),
     }
 }
 
@@ -256,7 +300,12 @@ impl Backend for CudaBackend {
             // every tile gives the same bits
             format!("cuda sm_{major}{minor} {element} batch-invariant")
         } else {
-            format!("cuda sm_{major}{minor} {element}, {} with {} multiprocessors", gpu.name, gpu.sm_count)
+            let one_launch = match &self.resident.persistent {
+                Some(encoder) => format!(", up to {} tokens in one launch", encoder.most_tokens()),
+                None => String::new(),
+            };
+            let (name, sm_count) = (&gpu.name, gpu.sm_count);
+            format!("cuda sm_{major}{minor} {element}, {name} with {sm_count} multiprocessors{one_launch}")
         }
     }
 

@@ -7,7 +7,7 @@ use super::super::costs::EncoderShape;
 use super::super::tiles::{
     Element, EpilogueKind, Gemm, GemmLaunch, Multiplier, RowLaunch, SPLITK_REDUCE, TileTable,
 };
-use super::kernels::{Argument, Epilogue, Kernels};
+use super::kernels::{Argument, Begin, Epilogue, Kernels};
 use super::memory::{Called, Slice};
 use super::slot::Attention;
 use super::tensor_maps::TensorMaps;
@@ -169,12 +169,12 @@ pub(super) enum Vectors {
     Half(Slice<u16>),
 }
 
-fn holds<T>(what: &str, slice: Slice<T>, len: usize) {
+pub(super) fn holds<T>(what: &str, slice: Slice<T>, len: usize) {
     assert!(slice.len() >= len, "{what}: {} elements, {len} needed", slice.len());
 }
 
 /// None, or as long.
-fn may_hold<T>(what: &str, slice: Slice<T>, len: usize) {
+pub(super) fn may_hold<T>(what: &str, slice: Slice<T>, len: usize) {
     assert!(slice.is_none() || slice.len() >= len, "{what}: {} elements, {len} needed", slice.len());
 }
 
@@ -190,7 +190,28 @@ impl Queue<'_> {
     ) -> Called<()> {
         let follows_kernel = self.follows_kernel.replace(true);
         // SAFETY: the caller's promise
-        unsafe { self.kernels.launch(self.stream, follows_kernel, name, grid, dynamic_shared, arguments) }
+        unsafe {
+            let begin = if follows_kernel { Begin::WithPredecessor } else { Begin::AfterPredecessor };
+            self.kernels.launch(self.stream, begin, name, grid, dynamic_shared, arguments)
+        }
+    }
+
+    /// A launch whose blocks all run at once, or none.
+    ///
+    /// # Safety
+    /// As [`Kernels::launch`].
+    pub(super) unsafe fn launch_cooperative(
+        &self,
+        name: &str,
+        grid: usize,
+        dynamic_shared: usize,
+        arguments: &[Argument],
+    ) -> Called<()> {
+        self.follows_kernel.set(true);
+        // SAFETY: the caller's promise
+        unsafe {
+            self.kernels.launch(self.stream, Begin::AllBlocks, name, [grid, 1], dynamic_shared, arguments)
+        }
     }
 
     /// Three tables' rows, added and normalised. `out` `[total_tokens, width]`
@@ -394,36 +415,22 @@ impl Queue<'_> {
             !after.gated || (residual.values.is_none() && after.statistics.is_none()),
             "a gated product adds no residual and keeps no statistics"
         );
-        assert_eq!(x.pending.is_none(), linear.colsum.is_none(), "weights are folded where the input is raw");
         holds("input of a product", x.values, m * k);
         holds("weights", linear.weight, n * k);
         holds("result of a product", out, m * if after.gated { n / 2 } else { n });
-        may_hold("bias", linear.bias, n);
-        may_hold("sums of weights", linear.colsum, n);
         may_hold("residual", residual.values, m * n);
         may_hold("statistics", after.statistics, 2 * m * n.div_ceil(STATISTICS_COLUMNS));
-        let mut epilogue = Epilogue {
-            bias: linear.bias.address(),
-            residual: residual.values.address(),
-            row_stats: after.statistics.address(),
-            activation: after.activation,
-            gated: i32::from(after.gated),
-            ..Epilogue::default()
-        };
-        match (x.pending, residual.pending) {
-            (None, None) => {}
-            (Some(pending), None) => {
-                let [scale, shift] = [linear.colsum, Slice::NONE];
-                normalize_by(&mut epilogue, pending, NORM_INPUT, [scale, shift], [m, k]);
+        for (rows, width) in [(x, k), (residual, n)] {
+            if let Some(pending) = rows.pending {
+                let len = 2 * m * width.div_ceil(STATISTICS_COLUMNS);
+                holds("statistics", pending.statistics, len);
             }
-            (None, Some(pending)) => {
-                check_norm(pending.norm, n);
-                let [scale, shift] = [pending.norm.gamma, pending.norm.beta];
-                normalize_by(&mut epilogue, pending, NORM_RESIDUAL, [scale, shift], [m, n]);
-            }
-            (Some(_), Some(_)) => panic!("an epilogue applies one layernorm"),
         }
-        let epilogue = Argument::Epilogue(epilogue);
+        let epilogue = Argument::Epilogue(Epilogue {
+            row_stats: after.statistics.address(),
+            gated: i32::from(after.gated),
+            ..epilogue(x, linear, after.activation, residual)
+        });
         let tile = launch.tile;
         if let Multiplier::Wgmma { cluster, .. } = tile.multiplier {
             let [rows, columns, _] = tile.block.map(|size| size as u32);
@@ -587,19 +594,32 @@ fn check_norm(norm: &Norm, width: usize) {
     holds("beta", norm.beta, width);
 }
 
-/// Has the epilogue apply a layernorm to rows `[rows, width]`.
-fn normalize_by(
-    epilogue: &mut Epilogue,
-    pending: Pending<'_>,
-    target: i32,
-    [scale, shift]: [Slice<f32>; 2],
-    [rows, width]: [usize; 2],
-) {
-    holds("statistics", pending.statistics, 2 * rows * width.div_ceil(STATISTICS_COLUMNS));
-    epilogue.norm_stats = pending.statistics.address();
-    epilogue.norm_scale = scale.address();
-    epilogue.norm_shift = shift.address();
-    epilogue.norm_eps = pending.eps;
-    epilogue.norm_columns = i32::try_from(width).expect("`support` refused wider rows");
-    epilogue.norm_target = target;
+/// What follows a product: bias, activation, residual, and the one layernorm that is left to it. Of the arrays, those with an element
+/// for each row are checked by the caller.
+pub(super) fn epilogue(x: Rows<'_>, linear: &Linear, activation: i32, residual: Rows<'_>) -> Epilogue {
+    let (n, k) = (linear.n, linear.k);
+    assert_eq!(x.pending.is_none(), linear.colsum.is_none(), "weights are folded where the input is raw");
+    may_hold("bias", linear.bias, n);
+    may_hold("sums of weights", linear.colsum, n);
+    let (target, pending, [scale, shift], width) = match (x.pending, residual.pending) {
+        (None, None) => (0, None, [Slice::NONE; 2], 0),
+        (Some(pending), None) => (NORM_INPUT, Some(pending), [linear.colsum, Slice::NONE], k),
+        (None, Some(pending)) => {
+            check_norm(pending.norm, n);
+            (NORM_RESIDUAL, Some(pending), [pending.norm.gamma, pending.norm.beta], n)
+        }
+        (Some(_), Some(_)) => panic!("an epilogue applies one layernorm"),
+    };
+    Epilogue {
+        bias: linear.bias.address(),
+        residual: residual.values.address(),
+        norm_stats: pending.map_or(0, |pending| pending.statistics.address()),
+        norm_scale: scale.address(),
+        norm_shift: shift.address(),
+        norm_eps: pending.map_or(0.0, |pending| pending.eps),
+        norm_columns: i32::try_from(width).expect("`support` refused wider rows"),
+        norm_target: target,
+        activation,
+        ..Epilogue::default()
+    }
 }

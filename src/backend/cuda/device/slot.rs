@@ -9,6 +9,7 @@ use super::graphs::{Graph, Recorded, Shape};
 use super::memory::{ALIGNMENT, Called, Memory, Pinned, Slice};
 use super::ops::Tokens;
 use super::patience;
+use super::persistent::query_tiles;
 use crate::batch::PackedBatch;
 use crate::model::{ModelDesc, Pooling};
 use bytemuck::{Pod, Zeroable};
@@ -17,8 +18,8 @@ use std::time::Duration;
 
 /// Entries of the two work lists of a batch beyond one a token: groups of four are filled up.
 const SPARE_ENTRIES: usize = 16;
-/// Arrays of a batch: ids, positions, types, ends, two of left out tokens, two work lists.
-const ARRAYS: usize = 8;
+/// Arrays of a batch: ids, positions, types, ends, two of left out tokens, three work lists.
+const ARRAYS: usize = 9;
 
 pub(super) struct Slot {
     staging: Pinned,
@@ -28,6 +29,8 @@ pub(super) struct Slot {
     pub(super) vectors: Memory,
     results: Pinned,
     lists: WorkLists,
+    /// The work list of a batch that goes in one launch.
+    query_tiles: Vec<Entry>,
     /// On this slot's memory.
     pub(super) graphs: Recorded<Graph>,
     uploaded: CudaEvent,
@@ -46,6 +49,8 @@ pub(super) struct Inputs {
     pub(super) left_out_cls: Slice<i32>,
     /// What each path computes.
     pub(super) attention: [Attention; 2],
+    /// What attention computes in a batch that goes in one launch; else none.
+    pub(super) query_tiles: Slice<Entry>,
 }
 
 /// The part of a batch's attention that one kernel computes: nothing without entries.
@@ -79,6 +84,7 @@ impl Slot {
             staging: Pinned::new(context, input_bytes(tokens))?,
             results: Pinned::new(context, 4 * tokens * dim)?,
             lists: WorkLists::new(attention),
+            query_tiles: Vec::new(),
             graphs: Recorded::new(),
             uploaded: context.new_event(None)?,
             computed: context.new_event(None)?,
@@ -91,9 +97,21 @@ impl Slot {
         input_bytes(tokens) + 4 * tokens * widest(desc)
     }
 
+    /// Makes the work list of the next batch, which goes in one launch; says what shape it has.
+    pub(super) fn plan_one_launch(&mut self, batch: &PackedBatch) -> Shape {
+        self.lists.fill(&[]);
+        query_tiles(&batch.cu_seqlens, &mut self.query_tiles);
+        self.shape(batch)
+    }
+
     /// Makes the work lists of the next batch; says what shape it has.
     pub(super) fn plan(&mut self, batch: &PackedBatch) -> Shape {
         self.lists.fill(&batch.cu_seqlens);
+        self.query_tiles.clear();
+        self.shape(batch)
+    }
+
+    fn shape(&self, batch: &PackedBatch) -> Shape {
         Shape {
             tokens: batch.total_tokens(),
             batch: batch.len(),
@@ -131,13 +149,14 @@ impl Slot {
             entries: stage.put(list.entries, shape.entries[i], Entry::default()),
         };
         let attention = [path(0, long), path(1, brief)];
+        let query_tiles = stage.put(&self.query_tiles, self.query_tiles.len(), Entry::default());
         let staged = stage.at;
         // SAFETY: the slot is left alone until `collect` has waited
         unsafe { self.staging.upload(0..staged, &self.inputs, &device.upload) }?;
         self.uploaded.record(&device.upload)?;
         device.compute.wait(&self.uploaded)?;
         let (batch, total_tokens) = (shape.batch, shape.tokens);
-        Ok(Inputs { batch, total_tokens, tokens, left_out, left_out_cls, attention })
+        Ok(Inputs { batch, total_tokens, tokens, left_out, left_out_cls, attention, query_tiles })
     }
 
     /// Starts the copy of so many floats back, behind what is in the compute stream now.
