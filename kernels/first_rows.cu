@@ -7,35 +7,29 @@
 //             cu_seqlens [batch + 1] int32
 //             x_out, y_out [batch, hidden], stats_out [batch, ceil(hidden / 64), 2]: none of them within what is read
 // Limits      hidden a multiple of 8; rows 16-byte aligned
-// Launch      grid batch, 128 threads, no shared memory
+// Launch      grid (batch, ceil(hidden / 1024)), 128 threads, no shared memory; a thread has eight columns, and perhaps a
+//             segment's statistics
 // Bound by    latency: 8 hidden bytes a sequence
 #include "epilogue.cuh"
 
-constexpr int FIRST_ROWS_THREADS = 128;  // 1,024 columns at once
+constexpr int FIRST_ROWS_THREADS = 128, FIRST_ROWS_COLUMNS = FIRST_ROWS_THREADS * VECTOR;  // of a block
 
 DEV void first_rows(const half_t* x, const half_t* y, const float* row_stats, const int* cu_seqlens, half_t* x_out, half_t* y_out,
                     float* stats_out, int hidden) {
-  const int sequence = blockIdx.x, segments = (hidden + SEGMENT - 1) / SEGMENT;
+  const int sequence = blockIdx.x, column = (blockIdx.y * FIRST_ROWS_THREADS + threadIdx.x) * VECTOR;
+  if (column >= hidden) return;
   griddep_wait();
   const int first = cu_seqlens[sequence];
-  const bool empty = first == cu_seqlens[sequence + 1];  // `first` may be the end of the batch, where no row is
-  const size_t from = (size_t)first * hidden, to = (size_t)sequence * hidden;
-#pragma unroll 1  // as a rule there is one turn
-  for (int column = threadIdx.x * VECTOR; column < hidden; column += FIRST_ROWS_THREADS * VECTOR) {
-    u128 of_x = u128{0, 0, 0, 0}, of_y = of_x;
-    if (!empty) {
-      of_x = ld_global_128(x + from + column);
-      of_y = ld_global_128(y + from + column);
-    }
-    st_global_128(x_out + to + column, of_x);
-    st_global_128(y_out + to + column, of_y);
-  }
-  if (!row_stats) return;
-#pragma unroll 1
-  for (int segment = threadIdx.x; segment < segments; segment += FIRST_ROWS_THREADS) {
-    u64x stats = u64x{0, 0};
-    if (!empty) stats = ld_global_64(row_stats + ((size_t)first * segments + segment) * 2);
-    st_global_64(stats_out + ((size_t)sequence * segments + segment) * 2, stats);
+  const bool empty = first == cu_seqlens[sequence + 1];
+  const size_t row = empty ? 0 : first;  // where `first` may be the end of the batch; row 0 is read, and not used
+  const size_t from = row * (size_t)hidden + column, to = (size_t)sequence * (size_t)hidden + column;
+  const u128 of_x = ld_global_128(x + from), of_y = ld_global_128(y + from), zeros = u128{0, 0, 0, 0};
+  st_global_128(x_out + to, empty ? zeros : of_x);
+  st_global_128(y_out + to, empty ? zeros : of_y);
+  const int segments = (hidden + SEGMENT - 1) / SEGMENT, segment = column / VECTOR;  // fewer than a row has threads
+  if (row_stats && segment < segments) {
+    const u64x stats = ld_global_64(row_stats + 2 * (row * (size_t)segments + segment));
+    st_global_64(stats_out + 2 * ((size_t)sequence * (size_t)segments + segment), empty ? u64x{0, 0} : stats);
   }
 }
 

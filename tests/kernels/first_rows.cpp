@@ -19,7 +19,8 @@ static void copies(std::vector<int> lengths, int hidden, bool with_stats) {
   Guarded<int> cu_seqlens(cu, "cu_seqlens");
   Guarded<half_t> x_out((size_t)batch * hidden, "x_out"), y_out((size_t)batch * hidden, "y_out", 16);
   Guarded<float> stats_out((size_t)batch * segments * 2, "stats_out");
-  launch(first_rows_f16, {(unsigned)batch}, {FIRST_ROWS_THREADS}, 0, x.data(), y.data(), with_stats ? stats.data() : nullptr, cu_seqlens.data(),
+  const unsigned turns = (unsigned)(hidden + FIRST_ROWS_COLUMNS - 1) / FIRST_ROWS_COLUMNS;
+  launch(first_rows_f16, {(unsigned)batch, turns}, {FIRST_ROWS_THREADS}, 0, x.data(), y.data(), with_stats ? stats.data() : nullptr, cu_seqlens.data(),
          x_out.data(), y_out.data(), stats_out.data(), hidden);
   const std::vector<half_t> zeros(hidden, 0);
   const std::vector<float> no_stats(2 * segments, 0);

@@ -204,6 +204,8 @@ const ROWS_OF_BLOCK: usize = 4;
 const WIDE_ROW: usize = 8192;
 /// Columns that a block of `pool` takes at least, and a multiple of which it takes.
 const POOL_COLUMNS: usize = 128;
+/// Columns of a block of `first_rows`.
+const FIRST_ROWS_COLUMNS: usize = 1024;
 /// Columns that a block of `pool` takes at most.
 const POOL_MOST_COLUMNS: usize = 2048;
 
@@ -437,18 +439,19 @@ impl TileTable {
     /// How to put the first rows of `batch` sequences, two arrays of them, below each other.
     pub fn first_rows(&self, batch: usize, hidden: usize) -> RowLaunch {
         let name = "first_rows".to_owned();
+        let grid = [batch, hidden.div_ceil(FIRST_ROWS_COLUMNS)];
         let estimate = estimate::rows(
             &self.gpu,
             &RowWork {
-                blocks: batch,
+                blocks: grid[0] * grid[1],
                 blocks_per_sm: self.blocks_per_sm(&name, None),
-                block_elements: (2 * hidden) as f64,
+                block_elements: (2 * hidden.min(FIRST_ROWS_COLUMNS)) as f64,
                 instructions: 0.5,
                 round_trips: 3.0, // where a sequence begins, its row, the store
                 traffic: Traffic::of((8 * batch * hidden) as f64, true),
             },
         );
-        RowLaunch { name, grid: [batch, 1], dynamic_shared: 0, estimate }
+        RowLaunch { name, grid, dynamic_shared: 0, estimate }
     }
 
     /// How to pool `batch` sequences of `total_tokens` tokens: a block has all columns of a sequence where it also
