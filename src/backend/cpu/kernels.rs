@@ -8,6 +8,7 @@
 use super::gemm::{Matrix, Panels, SharedMut, Storage, Tile};
 use super::generic::{LINE_BYTES, turn_lines};
 use crate::model::{Activation, Pooling};
+use std::cell::Cell;
 use std::ops::Range;
 
 /// What happens to an element of a product before it is stored.
@@ -25,11 +26,21 @@ pub(super) enum Epilogue<'a> {
     RowScale(&'a [f32]),
 }
 
+/// With so many rows and more, panels in 16 bits are made f32 once, in front of their first block of rows, in place of in each.
+const ROWS_TO_WIDEN: usize = 48;
+
+thread_local! {
+    /// A panel that was made f32. Stays, so that it is allocated once.
+    static WIDE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
 /// With so many rows or fewer the next panel's weights are not fetched while one is computed.
 const ROWS_BEFORE_NEXT: usize = 14;
 
 /// A tile of a product. Its contract: the pointers hold what `generic::gemm_tile` says, and nobody else touches `c`.
 type GemmTile = unsafe fn(&Tile);
+/// Makes a panel f32. Its contract: as many weights at the pointer as there are floats, which are whole steps of k.
+type Widen = unsafe fn(*const u8, &mut [f32]);
 
 /// The tiles of weights in one storage.
 pub(super) struct GemmTiles {
@@ -39,6 +50,7 @@ pub(super) struct GemmTiles {
     /// and memory gives more where it is read in several places: one row took 14 GB/s from one panel at a time, 25 from
     /// four (Zen 3).
     pub(super) several: &'static [(usize, GemmTile)],
+    pub(super) widen: Widen,
 }
 
 /// The kernels of one instruction set.
@@ -107,9 +119,17 @@ impl Kernels {
         if rows.is_empty() || panels.is_empty() {
             return;
         }
-        let tiles = &self.gemm_tiles[w.storage as usize];
+        let stored = &self.gemm_tiles[w.storage as usize];
+        let widens = w.storage != Storage::F32 && rows.len() >= ROWS_TO_WIDEN;
+        let tiles = if widens { &self.gemm_tiles[Storage::F32 as usize] } else { stored };
         let (mr, nr, k) = (tiles.one.len(), self.nr, w.k);
         let panel_bytes = k * nr * w.storage.bytes();
+        let mut buffer = if widens { WIDE.take() } else { Vec::new() };
+        if widens && buffer.len() < k * nr + LINE_BYTES / 4 {
+            buffer.resize(k * nr + LINE_BYTES / 4, 0.0);
+        }
+        let first = buffer.as_ptr().align_offset(LINE_BYTES).min(buffer.len());
+        let wide = &mut buffer[first..]; // whose vectors cross no lines
         let columns = panels.start * nr..w.n.min(panels.end * nr);
         assert!(a.columns >= k && rows.end <= a.rows, "the rows of the left matrix");
         assert!(panels.end * nr < w.n + nr && panels.end * panel_bytes <= 4 * w.data.len(), "the panels");
@@ -133,13 +153,18 @@ impl Kernels {
         // block of rows: without, its first block waits for it. Few rows are done with a panel before such a line is
         // there, and read on from where they are: four took a third less time without these lines.
         let lines = turn_lines(nr * w.storage.bytes());
-        let soon = rows.len() <= ROWS_BEFORE_NEXT;
+        let soon = widens || rows.len() <= ROWS_BEFORE_NEXT;
         let ahead = |block: usize| if soon { 0 } else { panel_bytes + block % lines * LINE_BYTES };
         let few = tiles.several.get(rows.len() - 1);
         let mut panel = panels.start;
         while panel < panels.end {
             let column = panel * nr;
-            let b = w.data.as_ptr().cast::<u8>().wrapping_add(panel * panel_bytes);
+            let mut b = w.data.as_ptr().cast::<u8>().wrapping_add(panel * panel_bytes);
+            if widens {
+                // SAFETY: the panel has k · nr weights (asserted above)
+                unsafe { (stored.widen)(b, &mut wide[..k * nr]) };
+                b = wide.as_ptr().cast();
+            }
             let several = few.filter(|&&(count, _)| column + count * nr <= columns.end);
             let count = several.map_or(1, |&(count, _)| count);
             // blocks of even height: a last block of one row would wait for its own few chains
@@ -169,6 +194,9 @@ impl Kernels {
                 row += height;
             }
             panel += count;
+        }
+        if widens {
+            WIDE.set(buffer);
         }
     }
 
@@ -289,6 +317,11 @@ macro_rules! instantiate {
                 unsafe { generic::gemm_tile::<_, S, MR, NP>($token::new(), tile) }
             }
             $(#[$attr])*
+            pub(super) unsafe fn widen<S: generic::Stored<$token>>(panel: *const u8, wide: &mut [f32]) {
+                // SAFETY: the same contract
+                unsafe { generic::widen::<_, S>($token::new(), panel, wide) }
+            }
+            $(#[$attr])*
             pub(super) fn embed_layernorm(
                 x: &mut [f32], position: &[f32], token_type: &[f32], weight: &[f32], bias: &[f32], eps: f32,
             ) {
@@ -364,6 +397,7 @@ macro_rules! gemm_tiles {
         $crate::backend::cpu::kernels::GemmTiles {
             one: &[$(compiled::gemm_tile::<$storage, $mr, 1>),*],
             several: &[(4, compiled::gemm_tile::<$storage, 1, 4>), (2, compiled::gemm_tile::<$storage, 2, 2>)],
+            widen: compiled::widen::<$storage>,
         }
     }};
 }

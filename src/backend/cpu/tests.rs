@@ -641,7 +641,7 @@ fn gemm_of_weights_in_16_bits_has_the_bits_of_f32() {
                     let reads = kernels.reads(storage);
                     assert_eq!(narrow.panels().storage, if reads { storage } else { Storage::F32 }, "{isa}");
                     assert_eq!(wide.panels().storage, Storage::F32, "{isa}");
-                    for m in (1..=kernels.mr() + 2).chain([3 * kernels.mr()]) {
+                    for m in (1..=kernels.mr() + 2).chain([3 * kernels.mr(), 47, 48, 61]) {
                         let (a, old) = (random(m * k, 9), random(m * n, 11));
                         let a = Matrix::new(&a, m, k, k);
                         for (f, residual) in [(None, true), (Some(Activation::Gelu), false)] {

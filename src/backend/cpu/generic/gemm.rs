@@ -67,6 +67,22 @@ impl<V: HalfVector> Stored<V> for Bf16 {
     }
 }
 
+/// A panel in f32, as the tiles of [`F32`] read it.
+///
+/// # Safety
+/// As many weights at `panel` as `wide` has floats, which are whole steps of k.
+#[inline(always)]
+pub(in super::super) unsafe fn widen<V: Vector, S: Stored<V>>(v: V, panel: *const u8, wide: &mut [f32]) {
+    let nr = NV * V::LANES;
+    for (i, step) in wide.chunks_exact_mut(nr).enumerate() {
+        // SAFETY: step i of the panel
+        let w = unsafe { S::load(v, panel.add(i * nr * S::BYTES)) };
+        for (w, out) in w.into_iter().zip(step.chunks_exact_mut(V::LANES)) {
+            v.store(w, out);
+        }
+    }
+}
+
 /// The most rows of a tile on any instruction set.
 const MOST_ROWS: usize = 14;
 

@@ -11,7 +11,9 @@ mod math;
 mod rows;
 
 pub(super) use finish::finish_rows;
-pub(super) use gemm::{Bf16, F16, F32, LINE_BYTES, PEAK_CHAINS, Stored, fma_peak, gemm_tile, turn_lines};
+pub(super) use gemm::{
+    Bf16, F16, F32, LINE_BYTES, PEAK_CHAINS, Stored, fma_peak, gemm_tile, turn_lines, widen,
+};
 pub(super) use int8::{Dot, Int8Vector, dot_peak, dot_product, quantize_row};
 pub(super) use math::{activate, exp_slice};
 pub(super) use rows::{add, embed_layernorm, l2_normalize, layernorm, multiply, pool, rotate, softmax};
