@@ -75,8 +75,9 @@ impl<V: HalfVector> Stored<V> for Bf16 {
 pub(in super::super) unsafe fn widen<V: Vector, S: Stored<V>>(v: V, panel: *const u8, wide: &mut [f32]) {
     let nr = NV * V::LANES;
     for (i, step) in wide.chunks_exact_mut(nr).enumerate() {
-        // SAFETY: step i of the panel
-        let w = unsafe { S::load(v, panel.add(i * nr * S::BYTES)) };
+        let step_of_panel = panel.wrapping_add(i * nr * S::BYTES);
+        // SAFETY: the caller's panel has so many steps
+        let w = unsafe { S::load(v, step_of_panel) };
         for (w, out) in w.into_iter().zip(step.chunks_exact_mut(V::LANES)) {
             v.store(w, out);
         }
