@@ -306,6 +306,16 @@ pub enum Norms {
     Pre,
 }
 
+impl Norms {
+    /// Whether they are in front of attention and feed-forward.
+    pub fn in_front(self) -> bool {
+        match self {
+            Self::Post | Self::PostQueryKey => false,
+            Self::Pre => true,
+        }
+    }
+}
+
 /// How far the attention of each layer reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AttentionSpan {

@@ -12,7 +12,7 @@ use super::team::Team;
 use super::weights::{Module, Norm, Packed, Product, Residual, Rotary};
 use super::workspace::{HeadScratch, Pool, Workspace, matrix, matrix_mut, row_stride};
 use crate::batch::PackedBatch;
-use crate::model::{self, Activation, AttentionBias, FeedForward, ModelDesc, Norms, Positions};
+use crate::model::{self, Activation, AttentionBias, FeedForward, ModelDesc, Positions};
 use std::ops::Range;
 
 /// What every tile reads.
@@ -56,10 +56,7 @@ impl Forward<'_> {
         let (steps, averaged) = (self.weights.layer_order.len(), self.desc.pooled_layers);
         let layers = self.weights.layer_order.iter().map(|&l| &self.weights.layers[l]);
         for (step, layer) in layers.enumerate() {
-            let pre = match self.desc.norms {
-                Norms::Post | Norms::PostQueryKey => false,
-                Norms::Pre => true,
-            };
+            let pre = self.desc.norms.in_front();
             // with the norms in front, `context` holds the normed rows until attention's output comes there
             let normed = layer.attention_norm.as_ref().filter(|_| pre);
             if let Some(norm) = normed {

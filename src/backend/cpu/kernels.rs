@@ -30,8 +30,36 @@ pub(super) enum Epilogue<'a> {
 const ROWS_TO_WIDEN: usize = 48;
 
 thread_local! {
-    /// A panel that was made f32. Stays, so that it is allocated once.
+    /// The memory of a [`WidePanel`] while there is none.
     static WIDE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// A panel that is made f32, in memory that a thread allocates once.
+struct WidePanel {
+    memory: Vec<f32>,
+    len: usize,
+}
+
+impl WidePanel {
+    fn new(len: usize) -> Self {
+        let (mut memory, room) = (WIDE.take(), len + LINE_BYTES / size_of::<f32>());
+        if memory.len() < room {
+            memory.resize(room, 0.0);
+        }
+        Self { memory, len }
+    }
+
+    /// From the beginning of a cache line, so that no vector crosses one.
+    fn floats(&mut self) -> &mut [f32] {
+        let first = self.memory.as_ptr().align_offset(LINE_BYTES).min(self.memory.len() - self.len);
+        &mut self.memory[first..][..self.len]
+    }
+}
+
+impl Drop for WidePanel {
+    fn drop(&mut self) {
+        WIDE.set(std::mem::take(&mut self.memory));
+    }
 }
 
 /// With so many rows or fewer the next panel's weights are not fetched while one is computed.
@@ -124,12 +152,7 @@ impl Kernels {
         let tiles = if widens { &self.gemm_tiles[Storage::F32 as usize] } else { stored };
         let (mr, nr, k) = (tiles.one.len(), self.nr, w.k);
         let panel_bytes = k * nr * w.storage.bytes();
-        let mut buffer = if widens { WIDE.take() } else { Vec::new() };
-        if widens && buffer.len() < k * nr + LINE_BYTES / 4 {
-            buffer.resize(k * nr + LINE_BYTES / 4, 0.0);
-        }
-        let first = buffer.as_ptr().align_offset(LINE_BYTES).min(buffer.len());
-        let wide = &mut buffer[first..]; // whose vectors cross no lines
+        let mut wide = widens.then(|| WidePanel::new(k * nr));
         let columns = panels.start * nr..w.n.min(panels.end * nr);
         assert!(a.columns >= k && rows.end <= a.rows, "the rows of the left matrix");
         assert!(panels.end * nr < w.n + nr && panels.end * panel_bytes <= 4 * w.data.len(), "the panels");
@@ -160,10 +183,11 @@ impl Kernels {
         while panel < panels.end {
             let column = panel * nr;
             let mut b = w.data.as_ptr().cast::<u8>().wrapping_add(panel * panel_bytes);
-            if widens {
-                // SAFETY: the panel has k · nr weights (asserted above)
-                unsafe { (stored.widen)(b, &mut wide[..k * nr]) };
-                b = wide.as_ptr().cast();
+            if let Some(wide) = &mut wide {
+                let floats = wide.floats();
+                // SAFETY: the panel has k · nr weights (asserted above), as many as there are floats
+                unsafe { (stored.widen)(b, floats) };
+                b = floats.as_ptr().cast();
             }
             let several = few.filter(|&&(count, _)| column + count * nr <= columns.end);
             let count = several.map_or(1, |&(count, _)| count);
@@ -194,9 +218,6 @@ impl Kernels {
                 row += height;
             }
             panel += count;
-        }
-        if widens {
-            WIDE.set(buffer);
         }
     }
 

@@ -169,7 +169,7 @@ pub(super) fn pools_first_rows(desc: &ModelDesc) -> bool {
 }
 
 /// Whether the scores of some layer are more than products of queries and keys.
-fn modifies_scores(desc: &ModelDesc) -> bool {
+pub(super) fn modifies_scores(desc: &ModelDesc) -> bool {
     let biased = match desc.attention_bias {
         AttentionBias::None => false,
         AttentionBias::RelativeBuckets | AttentionBias::Alibi => true,
@@ -281,11 +281,7 @@ pub fn network(
     };
     // an input that is normalised on the fly; a result whose residual is, and whose statistics are kept
     let input = |activation| EpilogueKind { activation, normalizes: folded, ..EpilogueKind::default() };
-    let pre = match shape.norms {
-        Norms::Post | Norms::PostQueryKey => false,
-        Norms::Pre => true,
-    };
-    let normalizes = folded && !pre; // with norms in front, what is added is as it is
+    let normalizes = folded && !shape.norms.in_front(); // with norms in front, what is added is as it is
     let sum = EpilogueKind { residual: true, normalizes, statistics: folded, activation: false };
 
     let rows = |op: &str, rows: usize, bytes: usize| {

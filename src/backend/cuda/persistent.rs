@@ -1,12 +1,10 @@
 //! The encoder of a small batch in one launch (`kernels/persistent_encoder.cu`): which models and batches it takes, on how many
 //! blocks, and what it should cost. The times are predictions; no GPU has confirmed one. Knows no weights and no device.
 
-use super::costs::{Choices, EncoderShape, folds_layernorms, network};
+use super::costs::{Choices, EncoderShape, folds_layernorms, modifies_scores, network};
 use super::estimate::LAUNCH_US;
 use super::tiles::TileTable;
-use crate::model::{
-    Activation, AttentionBias, AttentionSpan, FeedForward, LayerWeights, ModelDesc, Norms, Pooling, Positions,
-};
+use crate::model::{Activation, FeedForward, ModelDesc, Norms, Pooling, Positions};
 
 /// The kernel, without the element type's suffix; its line of `ENCODER_TILES`.
 pub const PERSISTENT_ENCODER: &str = "persistent_encoder";
@@ -66,16 +64,6 @@ pub fn takes(desc: &ModelDesc) -> bool {
         Norms::Post => true,
         Norms::PostQueryKey | Norms::Pre => false,
     };
-    let layers = match desc.layer_weights {
-        LayerWeights::Own => folds_layernorms(desc),
-        LayerWeights::Shared(_) => false,
-    };
-    let attention = match (desc.attention_bias, &desc.attention_span) {
-        (AttentionBias::None, AttentionSpan::Global) => true,
-        (AttentionBias::RelativeBuckets | AttentionBias::Alibi, _) | (_, AttentionSpan::Mixed { .. }) => {
-            false
-        }
-    };
     let feed_forward = match desc.feed_forward {
         FeedForward::Plain => true,
         FeedForward::Gated => false,
@@ -97,7 +85,8 @@ pub fn takes(desc: &ModelDesc) -> bool {
         [Pooling::Max] | [] | [_, _, ..] => false,
     };
     let ends = desc.embedding_size.is_none() && desc.modules.is_empty() && desc.pooled_layers <= 1;
-    sizes && positions && norms && layers && attention && feed_forward && activation && pooling && ends
+    let layers = folds_layernorms(desc) && !modifies_scores(desc);
+    sizes && positions && norms && layers && feed_forward && activation && pooling && ends
 }
 
 /// Units of a product over `k` that a block computes side by side.
@@ -225,7 +214,7 @@ pub fn most_tokens(table: &TileTable, shape: &EncoderShape) -> usize {
 mod tests {
     use super::*;
     use crate::backend::cuda::{Element, Gpu};
-    use crate::model::{LayerGroups, Module};
+    use crate::model::{AttentionBias, AttentionSpan, LayerGroups, LayerWeights, Module};
 
     fn table(gpu: &str) -> TileTable {
         TileTable::new(Gpu::known(gpu).unwrap(), Element::F16)

@@ -325,7 +325,7 @@ fn short_entries(sequences: &[(usize, usize)], entries: &mut Vec<Entry>) {
     }
 }
 
-fn entries_of((start, tokens): (usize, usize), query_rows: usize) -> impl Iterator<Item = Entry> {
+pub(super) fn entries_of((start, tokens): (usize, usize), query_rows: usize) -> impl Iterator<Item = Entry> {
     (0..tokens).step_by(query_rows).map(move |first_query| Entry {
         sequence_start: start as i32,
         tokens: tokens as i32,

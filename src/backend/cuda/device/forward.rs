@@ -7,7 +7,7 @@ use super::slot::Inputs;
 use super::support::{self, MOST_NORMALIZED_COLUMNS};
 use super::weights::{Layer, Layout, Module, Norm, Residual};
 use super::workspace::Workspace;
-use crate::model::{self, FeedForward, ModelDesc, Norms, Pooling, Positions};
+use crate::model::{self, FeedForward, ModelDesc, Pooling, Positions};
 
 /// The rows of `x` behind the last layer.
 #[derive(Clone, Copy)]
@@ -102,10 +102,7 @@ impl Forward<'_> {
         let (x, y, z, wide) = (ws.x.all(), ws.y.all(), ws.z.all(), ws.wide.all());
         let bias = (self.model.attention_bias, self.model.bias_radius);
         let window = desc.reach(step).unwrap_or(0);
-        let pre = match desc.norms {
-            Norms::Post | Norms::PostQueryKey => false,
-            Norms::Pre => true,
-        };
+        let pre = desc.norms.in_front();
 
         let normed = match &layer.attention_norm {
             Some(norm) if pre => {

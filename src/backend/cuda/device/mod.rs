@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "what a device that hangs holds is not freed")]
 
 use super::costs::{Choices, EncoderShape};
-use super::persistent::{PERSISTENT_TOKENS, blocks, most_tokens, takes};
+use super::persistent::{PERSISTENT_TOKENS, blocks, most_tokens};
 use super::tiles::{Element, TileTable};
 use super::work_list::AttentionKernels;
 use crate::backend::{Backend, BackendOptions, Capacity, PersistentKernel, Precision};
@@ -139,7 +139,7 @@ impl CudaBackend {
         let attention = AttentionKernels::choose(&table, &shape.attention(choices))
             .expect("`support` refused head sizes without a kernel");
         let (max_tokens, workspace, slots) = allocate(&device, desc, attention, wanted, weights.bytes())?;
-        let persistent = match persistent_tokens(&table, &shape, desc, options)? {
+        let persistent = match persistent_tokens(&table, &shape, options)? {
             0 => None,
             tokens => {
                 let sizes = [blocks(&table, &shape), tokens.min(max_tokens)];
@@ -225,13 +225,8 @@ impl CudaBackend {
 }
 
 /// Tokens of the batches that go in one launch, at most; 0: none do.
-fn persistent_tokens(
-    table: &TileTable,
-    shape: &EncoderShape,
-    desc: &ModelDesc,
-    options: &BackendOptions,
-) -> Result<usize> {
-    let possible = takes(desc) && blocks(table, shape) > 0 && !options.batch_invariant;
+fn persistent_tokens(table: &TileTable, shape: &EncoderShape, options: &BackendOptions) -> Result<usize> {
+    let possible = shape.persistent && blocks(table, shape) > 0 && !options.batch_invariant;
     match options.persistent_kernel {
         PersistentKernel::Never => Ok(0),
         PersistentKernel::Auto if possible => Ok(most_tokens(table, shape)),

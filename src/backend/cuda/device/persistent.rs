@@ -7,7 +7,7 @@
 use super::super::persistent::{
     PERSISTENT_ENCODER, PERSISTENT_SHARED, PERSISTENT_TOKENS, QUERY_ROWS, units_at_once,
 };
-use super::super::work_list::Entry;
+use super::super::work_list::{Entry, entries_of};
 use super::driver::Opened;
 use super::kernels::{Argument, Epilogue};
 use super::memory::{Called, Memory, Slice};
@@ -179,13 +179,8 @@ impl PersistentEncoder {
 pub(super) fn query_tiles(cu_seqlens: &[u32], tiles: &mut Vec<Entry>) {
     tiles.clear();
     for ends in cu_seqlens.windows(2) {
-        let (start, tokens) = (ends[0] as i32, (ends[1] - ends[0]) as i32);
-        tiles.extend((0..tokens).step_by(QUERY_ROWS).map(|first_query| Entry {
-            sequence_start: start,
-            tokens,
-            first_query,
-            queries: (tokens - first_query).min(QUERY_ROWS as i32),
-        }));
+        let [start, end] = [ends[0], ends[1]].map(|end| end as usize);
+        tiles.extend(entries_of((start, end - start), QUERY_ROWS));
     }
 }
 
