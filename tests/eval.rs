@@ -338,9 +338,10 @@ fn cr_matches_scikit_learn() {
 
 #[test]
 fn cranfield_matches_sentence_transformers() {
-    let Some(found) = real(&["retrieval"], "retrieval/cranfield") else { return };
+    // the passages' beginnings: a third of the time
+    let Some(found) = real(&["retrieval", "--max-seq-length", "64"], "retrieval/cranfield") else { return };
     let scores = row(&found, &[("set", "cranfield")]);
-    near(scores, "ndcg@10", 39.5321, 0.1);
-    near(scores, "mrr@10", 53.4605, 0.1);
-    near(scores, "recall@100", 77.5566, 0.1);
+    near(scores, "ndcg@10", 37.5099, 0.1);
+    near(scores, "mrr@10", 52.1427, 0.1);
+    near(scores, "recall@100", 75.9257, 0.1);
 }

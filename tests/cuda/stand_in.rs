@@ -1,11 +1,9 @@
 //! Runs a test in a child process whose driver is the stand-in.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::SystemTime;
 
 /// Set in the child: the test that it is for.
 const CHILD: &str = "BERTHIER_CUDA_TEST";
@@ -56,7 +54,7 @@ fn run_child(name: &str, switches: &[(&str, &str)], driver: Option<&Path>) {
     }
 }
 
-/// The folder of the stand-in driver, built if it is not there or older than its sources; none without a compiler.
+/// The folder of the stand-in driver, built if it is not there or of other sources; none without a compiler.
 fn driver() -> Option<&'static Path> {
     static DRIVER: OnceLock<Option<PathBuf>> = OnceLock::new();
     DRIVER.get_or_init(build).as_deref()
@@ -71,21 +69,8 @@ fn build() -> Option<PathBuf> {
         return None;
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-driver");
-    let changed = ["kernels", "tests/emulator"].iter().map(|f| newest(&root.join(f))).max().unwrap();
-    let library = folder.join("libcuda.so.1");
-    if !fs::metadata(&library).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
-        let output = Command::new(root.join("tests/emulator/build-driver")).arg(&folder).output().unwrap();
-        assert!(output.status.success(), "build-driver: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand-in-driver");
+    let output = Command::new(root.join("tests/emulator/build-driver")).arg(&folder).output().unwrap();
+    assert!(output.status.success(), "build-driver: {}", String::from_utf8_lossy(&output.stderr));
     Some(folder)
-}
-
-/// The newest change below `folder`.
-fn newest(folder: &Path) -> SystemTime {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let changed = |path: PathBuf| {
-        if path.is_dir() { newest(&path) } else { fs::metadata(&path).unwrap().modified().unwrap() }
-    };
-    entries.map(changed).max().unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -9,8 +9,9 @@
 #          it makes for a kernel, and its own state must stay invisible (tests/emulator/README.md).
 #   gpu    launches go to the driver and run the kernels of kernels/prebuilt/ (tools/gpu-check/launch.cpp)
 #
-# The emulator's archive is kept beside OUTPUT, named by a hash of its sources, the flags and the compiler.
-# CXX (g++) and OPT (-O2) may be set.
+# The emulator's archive is kept beside OUTPUT and the test's object in OBJECTS (beside OUTPUT), each named by a hash of its
+# sources, the flags and the compiler. Of plain and gpu the objects are the same.
+# CXX (g++), OPT (-O2) and OBJECTS may be set.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 emulator=$here/../emulator
@@ -20,13 +21,12 @@ shift 3
 cxx=${CXX:-g++}
 flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
 case $(uname -m) in x86_64) flags="$flags -mavx2 -mfma -mf16c" ;; esac
-libraries= of=$mode
+launch= libraries= of=$mode
 case $mode in
 plain) emulator_flags=$flags ;;
 gpu)
     emulator_flags=$flags
-    flags="$flags $here/../../tools/gpu-check/launch.cpp"
-    libraries=-ldl of=plain
+    launch=$here/../../tools/gpu-check/launch.cpp libraries=-ldl of=plain
     ;;
 asan)
     flags="$flags -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -DEMU_ASAN"
@@ -55,5 +55,17 @@ if [ ! -f "$archive" ]; then
     ar rcs "$work/archive" "$work"/*.o
     mv "$work/archive" "$archive" # at once, so that builds side by side do not see half of it
 fi
+
 # shellcheck disable=SC2086
-$cxx $flags "$@" "$source" "$archive" $libraries -o "$output"
+hash=$( (echo "$flags"; $cxx --version; $cxx $flags "$@" -E "$source") | sha256sum | cut -c1-16)
+objects=${OBJECTS:-$folder} name=$(basename "$source" .cpp)-$of
+object=$objects/$name-$hash.o
+if [ ! -f "$object" ]; then
+    mkdir -p "$objects"
+    rm -f "$objects/$name"-*.o # of earlier sources
+    # shellcheck disable=SC2086
+    $cxx $flags "$@" -c "$source" -o "$output.o"
+    mv "$output.o" "$object" # at once
+fi
+# shellcheck disable=SC2086
+$cxx $flags "$object" $launch "$archive" $libraries -o "$output"
