@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # every test of tests/kernels but numeric.cpp, whose kernels and functions are the test's own: nothing of it is in the image
 TESTS = ["attention", "conformance", "embed_layernorm", "first_rows", "forward", "gemm", "pool", "residual_layernorm", "rotary"]
-SCRIPTS = ["gpu-check", "run.py", "report.py", "bert.py", "agree.py", "rivals.py", "README.md"]
+SCRIPTS = ["gpu-check", "run.py", "report.py", "bert.py", "agree.py", "rivals.py", "tiles.py", "README.md"]
 # of a corpus, every so many-th line
 EVERY = 2
 
