@@ -1,6 +1,6 @@
 //! Each kernel as a call: lengths are checked, the launch is the one that the tables choose.
 //!
-//! Knows one operation at a time, and nothing of their order.
+//! Knows one operation at a time, and nothing of their order. As long as there are kernels.
 #![allow(unsafe_code, reason = "launches, each behind the checks of its lengths")]
 
 use super::super::costs::EncoderShape;
