@@ -3,6 +3,7 @@
 #include "embed_layernorm.cu"
 #include "gemm.cu"
 #include "gemm_hopper.cu"
+#include "gemm_few_rows.cu"
 #include "folded_layernorm.cu"
 #include "attention.cu"
 #include "attention_hopper.cu"

@@ -265,10 +265,15 @@ template <int N, class Multiply> DEV void wgmma_body(const uint32_t* in, uint32_
 #else
 #define CONFORMANCE_WGMMA(name, n, wrapper) KERNEL(128, name, const uint32_t* in, uint32_t* out) {}
 #endif
+CONFORMANCE_WGMMA(conformance_wgmma_n16, 16, wgmma_m64n16k16)
+CONFORMANCE_WGMMA(conformance_wgmma_n32, 32, wgmma_m64n32k16)
 CONFORMANCE_WGMMA(conformance_wgmma_n64, 64, wgmma_m64n64k16)
 CONFORMANCE_WGMMA(conformance_wgmma_n128, 128, wgmma_m64n128k16)
 CONFORMANCE_WGMMA(conformance_wgmma_n192, 192, wgmma_m64n192k16)
 CONFORMANCE_WGMMA(conformance_wgmma_n256, 256, wgmma_m64n256k16)
+CONFORMANCE_WGMMA(conformance_wgmma_n16_bf16, 16, wgmma_m64n16k16_bf16)
+CONFORMANCE_WGMMA(conformance_wgmma_n32_bf16, 32, wgmma_m64n32k16_bf16)
+CONFORMANCE_WGMMA(conformance_wgmma_n64_bf16, 64, wgmma_m64n64k16_bf16)
 CONFORMANCE_WGMMA(conformance_wgmma_n128_bf16, 128, wgmma_m64n128k16_bf16)
 CONFORMANCE_WGMMA(conformance_wgmma_n192_bf16, 192, wgmma_m64n192k16_bf16)
 CONFORMANCE_WGMMA(conformance_wgmma_n256_bf16, 256, wgmma_m64n256k16_bf16)

@@ -329,7 +329,7 @@ template <class T, class S> DEV void hopper_block(uint8_t* memory, const HopperP
   HOPPER_KERNEL_##cluster(name##_bf16, BF16, name##_shape)
 
 // 128x256, 128x192: long k, the second where n is a multiple of 192 and not of 256 (384, 1152); 128x128: short k, costly epilogues,
-// few rows; without a cluster where a row tile too many would be a wave too many, and to see on a GPU what clusters give.
+// some hundred rows; without a cluster where a row tile too many would be a wave too many, and to see on a GPU what clusters give.
 #define HOPPER_TILES(HOPPER_TILE)                                                \
   HOPPER_TILE(gemm_wgmma_128x256x64_s3_c2, 128, 256, 64, 3, 2, 2, 384, 229488)   \
   HOPPER_TILE(gemm_wgmma_128x192x64_s4_c2, 128, 192, 64, 4, 2, 2, 384, 229504)   \

@@ -19,6 +19,8 @@ typedef unsigned long long uint64_t; typedef long long int64_t; typedef int int3
 #define KERNEL_COOPERATIVE(threads, name, ...) KERNEL(threads, name, __VA_ARGS__)
 // Blocks along x that run at once and reach each other's shared memory. sm_90 and up.
 #define KERNEL_CLUSTER(threads, blocks, name, ...) extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1) name(__VA_ARGS__)
+// The same, where the launch says how many blocks: its attribute, and 1 without it.
+#define KERNEL_CLUSTER_AT_LAUNCH(threads, name, ...) KERNEL(threads, name, __VA_ARGS__)
 #define TMAP_PARAM(n) const __grid_constant__ TensorMap n
 #define SMEM_DYN(p) extern __shared__ __align__(1024) uint8_t p[]
 #define SMEM_ARRAY(T, name, n) __shared__ T name[n]
@@ -197,6 +199,13 @@ DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, i
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;"
                ::"r"(d), "l"(m), "r"(bar), "r"(c0), "r"(c1), "h"((uint16_t)ranks) : "memory");
 }
+// 16 bytes of another block's shared memory, or one's own, at the address that they have there.
+DEV u128 ld_cluster_128(saddr a, uint32_t rank) {
+  u128 v;
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [there];\n}"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(a), "r"(rank) : "memory");
+  return v;
+}
 // A box from shared memory, behind fence_proxy_async; what lies outside of the tensor is not written. Groups as with cp.async,
 // a thread's own: _read waits until shared memory may be written again, which must be before the block ends.
 DEV void tma_store_2d(const TensorMap* m, saddr s, int c0, int c1) {
@@ -219,6 +228,7 @@ template <int N> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.ali
 #define W8(o) "+f"(d[o]), "+f"(d[o+1]), "+f"(d[o+2]), "+f"(d[o+3]), "+f"(d[o+4]), "+f"(d[o+5]), "+f"(d[o+6]), "+f"(d[o+7])
 #define W32(o) W8(o), W8(o + 8), W8(o + 16), W8(o + 24)
 #define W16(o) W8(o), W8(o + 8)
+#define R8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define R32 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
@@ -241,7 +251,12 @@ template <int N> DEV void wgmma_wait() { asm volatile("wgmma.wait_group.sync.ali
                  "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, " da_ ", " db_ ", p, 1, 1, 0, 0;\n}"  \
                  : __VA_ARGS__ : "l"(da), "l"(db), "r"(scale_d));                                                               \
   }
+WGMMA(wgmma_m64n16k16, "m64n16k16", "f16", 8, R8, "%8", "%9", "%10", W8(0))
+WGMMA(wgmma_m64n16k16_bf16, "m64n16k16", "bf16", 8, R8, "%8", "%9", "%10", W8(0))
+WGMMA(wgmma_m64n32k16, "m64n32k16", "f16", 16, R16, "%16", "%17", "%18", W16(0))
+WGMMA(wgmma_m64n32k16_bf16, "m64n32k16", "bf16", 16, R16, "%16", "%17", "%18", W16(0))
 WGMMA(wgmma_m64n64k16, "m64n64k16", "f16", 32, R32, "%32", "%33", "%34", W32(0))
+WGMMA(wgmma_m64n64k16_bf16, "m64n64k16", "bf16", 32, R32, "%32", "%33", "%34", W32(0))
 WGMMA(wgmma_m64n128k16, "m64n128k16", "f16", 64, R64, "%64", "%65", "%66", W32(0), W32(32))
 WGMMA(wgmma_m64n128k16_bf16, "m64n128k16", "bf16", 64, R64, "%64", "%65", "%66", W32(0), W32(32))
 WGMMA(wgmma_m64n192k16, "m64n192k16", "f16", 96, R96, "%96", "%97", "%98", W32(0), W32(32), W32(64))
@@ -262,6 +277,7 @@ WGMMA_RA(wgmma_m64n32k16_ra_bf16, "m64n32k16", "bf16", 16, R16, "%16,%17,%18,%19
 WGMMA_RA(wgmma_m64n64k16_ra, "m64n64k16", "f16", 32, R32, "%32,%33,%34,%35", "%36", "%37", "%38", W32(0))
 WGMMA_RA(wgmma_m64n64k16_ra_bf16, "m64n64k16", "bf16", 32, R32, "%32,%33,%34,%35", "%36", "%37", "%38", W32(0))
 #undef WGMMA_RA
+#undef R8
 #undef R16
 #undef R32
 #undef R64

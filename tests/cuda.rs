@@ -24,6 +24,8 @@ mod minilm;
 mod models;
 #[path = "cuda/persistent.rs"]
 mod persistent;
+#[path = "cuda/recorded.rs"]
+mod recorded;
 #[path = "cuda/stand_in.rs"]
 mod stand_in;
 

@@ -115,6 +115,7 @@ fn symbols(name: &str) -> [String; 2] {
 fn gemm_tiles_are_those_of_the_source_and_of_the_image() {
     let mut lines = table_of("gemm.cu", "GEMM_TILE");
     lines.extend(table_of("gemm_hopper.cu", "HOPPER_TILE"));
+    lines.extend(table_of("gemm_few_rows.cu", "SWAPPED_TILE"));
     for tile in GEMM_TILES {
         let [m, n, k] = tile.block;
         let (columns, threads) = match tile.multiplier {
@@ -124,6 +125,7 @@ fn gemm_tiles_are_those_of_the_source_and_of_the_image() {
             Multiplier::Wgmma { groups_of_tile, cluster } => {
                 (vec![m, n, k, tile.stages, groups_of_tile, cluster], 3 * 128)
             }
+            Multiplier::FewRows { max_splits } => (vec![m, n, k, tile.stages, max_splits], 128 + 32),
         };
         let line = lines.remove(tile.name).unwrap_or_else(|| panic!("{} is not in the sources", tile.name));
         assert_eq!(line, [&columns[..], &[tile.threads, tile.dynamic_shared]].concat(), "{}", tile.name);
@@ -216,13 +218,15 @@ fn assert_well_formed(table: &TileTable, gemm: &Gemm, launch: &GemmLaunch) {
             let clusters = gemm.m.div_ceil(cluster * bm) * gemm.n.div_ceil(bn);
             (cluster * clusters.min(table.gpu().sm_count / cluster), table.gpu().ceiling_tflops)
         }
+        Multiplier::FewRows { .. } => (tiles, table.gpu().ceiling_tflops),
     };
     assert_eq!(blocks, expected, "{context}");
     assert!(tiles < 1 << 31 && splits < 1 << 16, "{context}");
     let pieces = gemm.k.div_ceil(bk);
     assert!(splits >= 1 && splits <= launch.tile.max_splits() && splits <= pieces, "{context}");
     assert!((splits - 1) * pieces.div_ceil(splits) < pieces, "a split has no work: {context}");
-    assert_eq!(launch.reduce.is_some(), splits > 1, "{context}");
+    let adds_parts = matches!(launch.tile.multiplier, Multiplier::FewRows { .. });
+    assert_eq!(launch.reduce.is_some(), splits > 1 && !adds_parts, "{context}");
     if let Some(reduce) = launch.reduce {
         assert_eq!(reduce.partials, splits * gemm.m * gemm.n, "{context}");
         assert!(reduce.grid * reduce.threads >= gemm.m * gemm.n.div_ceil(8), "{context}");
@@ -264,6 +268,44 @@ proptest! {
         let invariant = table.gemm(&Gemm { batch_invariant: true, ..gemm });
         prop_assert!(launch.estimate.us <= TIE * invariant.estimate.us);
     }
+}
+
+/// What the driver says of clusters decides: none of a size that it has no room for, and no more than it has room for.
+#[test]
+fn clusters_are_those_that_fit() {
+    let gemm = |m, n, k| Gemm {
+        m,
+        n,
+        k,
+        epilogue: EpilogueKind::default(),
+        weights_in_l2: false,
+        batch_invariant: false,
+    };
+    let shapes = [gemm(16, 1024, 4096), gemm(64, 384, 1536), gemm(16_896, 2304, 768)];
+    let mut table = TileTable::new(Gpu::known("h200").unwrap(), Element::F16);
+    let cluster = |launch: &GemmLaunch| match launch.tile.multiplier {
+        Multiplier::Mma { .. } => 1,
+        Multiplier::Wgmma { cluster, .. } => cluster,
+        Multiplier::FewRows { .. } => launch.grid[1],
+    };
+    for shape in &shapes {
+        assert!(cluster(&table.gemm(shape)) > 1, "{:?}", table.gemm(shape));
+    }
+    table.ask_clusters(|_, size| if size <= 2 { 50 } else { 0 });
+    for shape in &shapes {
+        for launch in table.gemm_candidates(shape) {
+            assert!(cluster(&launch) <= 2, "{launch:?}");
+            let stays = matches!(launch.tile.multiplier, Multiplier::Wgmma { cluster: 2, .. });
+            assert!(!stays || launch.grid[0] <= 100, "{launch:?}");
+        }
+    }
+    let stays = |launch: &GemmLaunch| launch.tile.name == "gemm_wgmma_128x256x64_s3_c2";
+    assert_eq!(table.gemm_candidates(&shapes[2]).find(stays).unwrap().grid[0], 100);
+    table.ask_clusters(|_, _| 0);
+    for shape in &shapes {
+        assert!(table.gemm_candidates(shape).all(|launch| cluster(&launch) == 1));
+    }
+    assert_eq!(table.gemm(&shapes[2]).tile.name, "gemm_wgmma_128x128x64_s4");
 }
 
 /// The model shapes, at every number of rows: more rows never take less time by more than a tile's worth.

@@ -184,6 +184,75 @@ fn wgmma_products_match_reference() {
     });
 }
 
+/// The switches of a GPU of so many multiprocessors that says it holds so many clusters, with a trace of the test's name.
+fn with_clusters(name: &str, multiprocessors: &str, clusters: &str, run: impl FnOnce(&dyn Fn() -> String)) {
+    let file = format!("{}.txt", name.replace("::", "-"));
+    let trace = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(file);
+    let switches = [
+        ("BERTHIER_EMU_MULTIPROCESSORS", multiprocessors),
+        ("BERTHIER_EMU_ACTIVE_CLUSTERS", clusters),
+        ("BERTHIER_EMU_TRACE", trace.to_str().expect("a UTF-8 path")),
+    ];
+    let _ = std::fs::remove_file(&trace);
+    on_stand_in(name, &switches, || run(&|| std::fs::read_to_string(&trace).unwrap()));
+}
+
+/// A short text's products with the parts of their sums in a cluster's blocks, and no more clusters of blocks that stay than the driver
+/// says.
+#[test]
+fn grids_are_whole_clusters_that_the_driver_has_room_for() {
+    let name = "models::grids_are_whole_clusters_that_the_driver_has_room_for";
+    with_clusters(name, "16", "3", |ran| {
+        let desc = ModelDesc { hidden_size: 192, num_attention_heads: 6, intermediate_size: 1024, ..desc() };
+        for (precision, tolerance) in [(Precision::Fp16, TOLERANCE), (Precision::Bf16, BF16_TOLERANCE)] {
+            let mut cuda = backend(Device::Cuda(0), &desc, precision, false);
+            // what a device's choices, and so its bits, depend on
+            assert!(
+                cuda.kind().ends_with("with 16 multiprocessors, clusters 3 3 3 3 3 3 3"),
+                "{}",
+                cuda.kind()
+            );
+            for seqlens in [&[7][..], &[128, 128, 128, 17], &[30, 20], &[16]] {
+                matches_reference(&desc, &mut *cuda, seqlens, tolerance);
+            }
+        }
+        let ran = ran();
+        let blocks = |line: &str| -> usize {
+            let grid = line.split(" grid ").nth(1).and_then(|l| l.split(',').next()).unwrap();
+            grid.parse().unwrap()
+        };
+        let mut pairs = ran.lines().filter(|line| line.contains("_c2_"));
+        assert!(pairs.all(|line| blocks(line) <= 6), "{ran}");
+        let mut split = ran.lines().filter(|line| line.contains("x64x64_s") && line.contains(" cluster "));
+        assert!(split.next().is_some(), "no product's k was split within a cluster:\n{ran}");
+    });
+}
+
+/// Where no cluster fits, or the driver does not know, products take what needs none.
+fn without_clusters(name: &str, clusters: &str) {
+    with_clusters(name, "2", clusters, |ran| {
+        let desc = ModelDesc { hidden_size: 192, num_attention_heads: 6, intermediate_size: 328, ..desc() };
+        for batch_invariant in [false, true] {
+            let mut cuda = backend(Device::Cuda(0), &desc, Precision::Fp16, batch_invariant);
+            for seqlens in [&[130, 17, 100, 64][..], &[9]] {
+                matches_reference(&desc, &mut *cuda, seqlens, TOLERANCE);
+            }
+        }
+        let ran = ran();
+        assert!(ran.contains("gemm_wgmma_") && !ran.contains(" cluster "), "{ran}");
+    });
+}
+
+#[test]
+fn a_gpu_that_has_no_room_for_clusters_computes_without_them() {
+    without_clusters("models::a_gpu_that_has_no_room_for_clusters_computes_without_them", "0");
+}
+
+#[test]
+fn a_driver_that_does_not_say_how_many_clusters_fit_gets_none() {
+    without_clusters("models::a_driver_that_does_not_say_how_many_clusters_fit_gets_none", "-2");
+}
+
 #[test]
 fn poolings_match_reference() {
     let all = [

@@ -56,7 +56,7 @@ struct Loc {                             // a place in a kernel's source
 // ---- launching -----------------------------------------------------------------------------------------------------------
 // Runs `body` once for each thread. `cluster`: blocks along x that run at once and reach each other's shared memory; WHOLE_GRID: all
 // blocks run at once (a cooperative launch). Throws Error.
-constexpr int WHOLE_GRID = 0;
+constexpr int WHOLE_GRID = 0, AT_LAUNCH = -1;  // AT_LAUNCH: of a kernel, as many as its launch says
 void launch(dim3e grid, dim3e block, size_t smem_bytes, const std::function<void()>& body, int cluster = 1);
 
 struct Kernel {
@@ -66,10 +66,11 @@ struct Kernel {
   int threads, min_blocks, n_parameters;
   const size_t *parameter_bytes, *parameter_align;
   const bool* parameter_is_pointer;
-  int cluster;                           // its blocks, 1 if it has none, WHOLE_GRID if it is launched cooperatively
+  int cluster;                           // its blocks, 1 if it has none, WHOLE_GRID if it is launched cooperatively, or AT_LAUNCH
 };
-// launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them. Throws Error.
-void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters);
+// launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them, in clusters of `cluster` if it is for the launch to
+// say. Throws Error.
+void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster = 1);
 bool emulated();                         // or is launch(Kernel) a GPU's, where nobody counts bank conflicts?
 void register_kernel(Kernel);
 const Kernel* find_kernel(const char* name);

@@ -45,6 +45,13 @@ uint8_t* shared_access(saddr a, uint32_t bytes, Direction direction, Loc loc) {
   running->last_access = loc;
   return p;
 }
+// In the shared memory of a block of the cluster. Its banks are not counted: how they serve others is not documented.
+uint8_t* cluster_access(saddr a, uint32_t rank, uint32_t bytes, Loc loc) {
+  OnBlock there(&block_of_rank(rank, "ld.shared::cluster", loc));
+  uint8_t* p = shared_at(a, bytes, bytes, "ld.shared::cluster", loc);
+  running->last_access = loc;
+  return p;
+}
 
 // ---- device memory ---------------------------------------------------------------------------------------------------------
 // Who touched what is kept by pieces, as an arena is one allocation.

@@ -41,6 +41,7 @@ void mbar_wait(saddr, uint32_t parity, Loc);
 void mbar_arrive_remote(saddr, uint32_t rank, Loc);
 uint32_t cluster_rank();
 void cluster_sync(Loc);
+uint8_t* cluster_access(saddr, uint32_t rank, uint32_t bytes, Loc);  // checked
 void store_word(uint32_t*, uint32_t value, bool release, Loc);
 uint32_t load_word(const uint32_t*, Loc);
 void wait_for_word(const uint32_t*, uint32_t value, bool acquire, Loc);
@@ -63,6 +64,7 @@ float approximately(float y, float x, float relative, bool exact);
 #define KERNEL_MIN_BLOCKS(nthreads, min_blocks, name, ...) EMU_KERNEL(nthreads, min_blocks, 1, name, __VA_ARGS__)
 #define KERNEL_COOPERATIVE(nthreads, name, ...) EMU_KERNEL(nthreads, 1, emu::WHOLE_GRID, name, __VA_ARGS__)
 #define KERNEL_CLUSTER(nthreads, blocks, name, ...) EMU_KERNEL(nthreads, 1, blocks, name, __VA_ARGS__)
+#define KERNEL_CLUSTER_AT_LAUNCH(nthreads, name, ...) EMU_KERNEL(nthreads, 1, emu::AT_LAUNCH, name, __VA_ARGS__)
 #define EMU_KERNEL(nthreads, min_blocks, cluster, name, ...)                                                                \
   extern "C" void name(__VA_ARGS__);                                                                                        \
   static emu::Registration registration_##name({#name, (void*)name, [](void** p) { emu::call(name, p); }, nthreads,         \
@@ -193,6 +195,7 @@ DEV void mbar_arrive_expect_tx(saddr b, uint32_t n LOC_PARAM) { emu::mbar_arrive
 DEV void mbar_wait(saddr b, uint32_t parity LOC_PARAM) { emu::mbar_wait(b, parity, loc_); }
 DEV uint32_t cluster_rank() { return emu::cluster_rank(); }
 DEV void cluster_sync(LOC_PARAM0) { emu::cluster_sync(loc_); }
+DEV u128 ld_cluster_128(saddr a, uint32_t rank LOC_PARAM) { return *(const u128*)emu::cluster_access(a, rank, sizeof(u128), loc_); }
 DEV void mbar_arrive_remote(saddr b, uint32_t rank LOC_PARAM) { emu::mbar_arrive_remote(b, rank, loc_); }
 DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, int c1, uint32_t ranks LOC_PARAM) {
   emu::tma_load_2d_multicast(d, m, bar, c0, c1, ranks, loc_);
@@ -214,7 +217,12 @@ DEV void wgmma_commit(LOC_PARAM0) { emu::wgmma_commit(loc_); }
 template <int N> DEV void wgmma_wait(LOC_PARAM0) { emu::wgmma_wait(N, loc_); }
 #define EMU_WGMMA(name, n, bf16) \
   DEV void name(float (&d)[n / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) { emu::wgmma(d, n, bf16, {a, nullptr, b, false}, scale_d, loc_); }
+EMU_WGMMA(wgmma_m64n16k16, 16, false)
+EMU_WGMMA(wgmma_m64n16k16_bf16, 16, true)
+EMU_WGMMA(wgmma_m64n32k16, 32, false)
+EMU_WGMMA(wgmma_m64n32k16_bf16, 32, true)
 EMU_WGMMA(wgmma_m64n64k16, 64, false)
+EMU_WGMMA(wgmma_m64n64k16_bf16, 64, true)
 EMU_WGMMA(wgmma_m64n128k16, 128, false)
 EMU_WGMMA(wgmma_m64n128k16_bf16, 128, true)
 EMU_WGMMA(wgmma_m64n192k16, 192, false)

@@ -1,7 +1,8 @@
-// Tests of kernels/gemm.cu, gemm_hopper.cu, epilogue.cuh and folded_layernorm.cu: every tile and dtype against f64, at ragged sizes, with
+// Tests of kernels/gemm.cu, gemm_hopper.cu, gemm_few_rows.cu, epilogue.cuh and folded_layernorm.cu: every tile and dtype against f64, at ragged sizes, with
 // every epilogue, split-K, real weights, and what is promised about bits. The tiles come from the kernels' own table.
 #include "../../kernels/gemm.cu"
 #include "../../kernels/gemm_hopper.cu"
+#include "../../kernels/gemm_few_rows.cu"
 #include "../../kernels/folded_layernorm.cu"
 #include "common.h"
 #include <algorithm>
@@ -9,18 +10,24 @@
 
 using GemmKernel = void (*)(const half_t*, const half_t*, half_t*, float*, int, int, int, Epilogue);
 using HopperKernel = void (*)(const TensorMap&, const TensorMap&, const TensorMap&, const TensorMap&, int, int, int, Epilogue);
+using FewRowsKernel = void (*)(const TensorMap&, const TensorMap&, half_t*, int, int, int, int, Epilogue);
 struct TileRow {
   const char* name;
   int block_m, block_n, block_k, max_splits, cluster, threads, shared_bytes;
-  GemmKernel f16, bf16;
-  HopperKernel hopper_f16, hopper_bf16;  // one pair or the other
+  // one pair of these
+  GemmKernel f16 = nullptr, bf16 = nullptr;
+  HopperKernel hopper_f16 = nullptr, hopper_bf16 = nullptr;
+  FewRowsKernel few_rows_f16 = nullptr, few_rows_bf16 = nullptr;
+  bool is_wgmma() const { return !f16; }
 };
-#define TILE_ROW(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, threads, bytes, name##_f16, name##_bf16, nullptr, nullptr},
+#define TILE_ROW(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, threads, bytes, name##_f16, name##_bf16},
 #define HOPPER_ROW(name, bm, bn, bk, stages, groups, cluster, threads, bytes) {#name, bm, bn, bk, 1, cluster, threads, bytes, nullptr, nullptr, name##_f16, name##_bf16},
-static const TileRow TILES[] = {GEMM_TILES(TILE_ROW) HOPPER_TILES(HOPPER_ROW)};
+#define FEW_ROWS_ROW(name, bm, bn, bk, stages, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, threads, bytes, nullptr, nullptr, nullptr, nullptr, name##_f16, name##_bf16},
+static const TileRow TILES[] = {GEMM_TILES(TILE_ROW) HOPPER_TILES(HOPPER_ROW) SWAPPED_TILES(FEW_ROWS_ROW)};
 
 template <class T> static GemmKernel kernel_of(const TileRow& t) { return std::is_same<T, F16>::value ? t.f16 : t.bf16; }
 template <class T> static HopperKernel hopper_kernel_of(const TileRow& t) { return std::is_same<T, F16>::value ? t.hopper_f16 : t.hopper_bf16; }
+template <class T> static FewRowsKernel few_rows_kernel_of(const TileRow& t) { return std::is_same<T, F16>::value ? t.few_rows_f16 : t.few_rows_bf16; }
 template <class T> static auto reduce_kernel() { return std::is_same<T, F16>::value ? splitk_reduce_f16 : splitk_reduce_bf16; }
 template <class T> static auto from_stats_kernel() { return std::is_same<T, F16>::value ? layernorm_from_stats_f16 : layernorm_from_stats_bf16; }
 static unsigned ceil_div(int a, int b) { return (unsigned)((a + b - 1) / b); }
@@ -274,6 +281,12 @@ static Result run(const TileRow& tile, const Problem<T>& p, int first, int m, co
     expect_no_bank_conflicts();
     return {c.values(), row_stats.values()};
   }
+  if (FewRowsKernel kernel = few_rows_kernel_of<T>(tile)) {
+    TensorMap map_a = tensor_map(a.data(), m, p.k, tile.block_m), map_w = tensor_map(w.data(), p.n, p.k, tile.block_n);
+    launch_in_clusters(splits, kernel, {tiles * (unsigned)splits}, {(unsigned)tile.threads}, (size_t)tile.shared_bytes, std::ref(map_a), std::ref(map_w), c.data(), m, p.n, p.k, splits, e);
+    expect_no_bank_conflicts();
+    return {c.values(), row_stats.values()};
+  }
   dim3e grid = {tiles, (unsigned)splits};
   launch(kernel_of<T>(tile), grid, {(unsigned)tile.threads}, (size_t)tile.shared_bytes, a.data(), w.data(), splits > 1 ? (half_t*)nullptr : c.data(),
          splits > 1 ? partials.data() : (float*)nullptr, m, p.n, p.k, e);
@@ -349,11 +362,11 @@ template <class T> static void split_case(const TileRow& tile) {
 }
 // Two runs; a row alone, in another place and in a batch; every tile that multiplies with the same instruction: the same bits, as
 // long as k is not split.
-template <class T> static void bits_case(int n, int k, bool hopper) {
+template <class T> static void bits_case(int n, int k, bool wgmma) {
   Problem<T> p(140, n, k, case_seed);
   std::vector<TileRow> tiles;
   for (const TileRow& t : TILES)
-    if (!hopper_kernel_of<T>(t) == !hopper) tiles.push_back(t);
+    if (t.is_wgmma() == wgmma) tiles.push_back(t);
   for (const char* name : {"gelu", "norm_input_residual_stats", "norm_residual_stats"}) {
     const Spec& s = spec(name);
     Result first = run(tiles[0], p, 0, p.m, s);
@@ -581,10 +594,10 @@ template <class T> static void register_all() {
       if (t->max_splits > 1) check(*t, p, 70, spec("norm_input_gelu"));
     }, QUICK);
   }
-  for (bool hopper : {false, true}) {
-    const std::string name = std::string("bits_") + (hopper ? "wgmma_" : "mma_") + dtype;
-    add_case(name + " n=200 k=168", [hopper] { bits_case<T>(200, 168, hopper); });
-    add_case(name + " n=264 k=384", [hopper] { bits_case<T>(264, 384, hopper); });
+  for (bool wgmma : {false, true}) {
+    const std::string name = std::string("bits_") + (wgmma ? "wgmma_" : "mma_") + dtype;
+    add_case(name + " n=200 k=168", [wgmma] { bits_case<T>(200, 168, wgmma); });
+    add_case(name + " n=264 k=384", [wgmma] { bits_case<T>(264, 384, wgmma); });
   }
   for (int tile : {0, 2, 4, 7, 9}) {
     struct Shape { int m, n, k; const char* spec; };
@@ -599,6 +612,11 @@ template <class T> static void register_all() {
   add_case("gemm_64x128x32_s4_" + dtype + " model shape m=65 n=1024 k=4096", [] { shape_case<T>(TILES[3], 65, 1024, 4096, "residual_stats", 1); });
   add_case("gemm_16x64x64_s4_" + dtype + " model shape m=16 n=4096 k=1024 splits=4", [] { shape_case<T>(TILES[6], 16, 4096, 1024, "gelu", 4); });
   add_case("gemm_32x64x64_s4_" + dtype + " model shape m=20 n=1024 k=4096 splits=16", [] { shape_case<T>(TILES[5], 20, 1024, 4096, "residual_stats", 16); });
+  for (int tile : {11, 12, 13})
+    for (int splits : {1, 8}) {
+      const TileRow* t = &TILES[tile];
+      add_case(format("%s_%s model shape m=%d n=1024 k=4096 splits=%d", t->name, dtype.c_str(), t->block_m, splits), [t, splits] { shape_case<T>(*t, t->block_m, 1024, 4096, "norm_residual_stats", splits); });
+    }
   for (int n : {8, 64, 72, 384, 768, 1024}) add_case(format("layernorm_from_stats_%s n=%d", dtype.c_str(), n), [n] { from_stats_case<T>(19, n, 2); from_stats_case<T>(19, n, 0.003f); }, n == 72 ? QUICK : SLOW);
   for (float ratio : {0.0f, 1.0f, 10.0f, 100.0f}) add_case(format("folded_layernorm_%s accuracy, mean %g x spread", dtype.c_str(), ratio), [ratio] { folded_accuracy<T>(ratio, 0); });
   for (int layer : {0, 5})

@@ -35,10 +35,11 @@ struct Launch {
   unsigned x, y, threads;
   size_t shared;
   std::vector<std::vector<uint8_t>> values;
+  unsigned cluster = 1;  // of a kernel that leaves it to its launch
   void into(void* stream) const {
     std::vector<void*> pointers;
     for (auto& v : values) pointers.push_back((void*)v.data());
-    driver().launch(function, x, y, 1, threads, shared, stream, pointers.data());
+    driver().launch(function, x, y, 1, threads, shared, stream, pointers.data(), cluster);
   }
 };
 template <class... P, class... A>
@@ -116,10 +117,18 @@ static const Encoder ENCODERS[] = {{"minilm", 384, 1536, 12}, {"base", 768, 3072
 
 typedef void (*GemmKernel)(const half_t*, const half_t*, half_t*, float*, int, int, int, Epilogue);
 typedef void (*HopperKernel)(const TensorMap&, const TensorMap&, const TensorMap&, const TensorMap&, int, int, int, Epilogue);
-struct Tile { const char* name; int m, n, k, splits, cluster, shared; GemmKernel kernel; HopperKernel hopper; };  // one kernel or the other
-#define TILE(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, bytes, name##_f16, nullptr},
+typedef void (*FewRowsKernel)(const TensorMap&, const TensorMap&, half_t*, int, int, int, int, Epilogue);
+struct Tile {
+  const char* name;
+  int m, n, k, splits, cluster, shared;
+  GemmKernel kernel;  // one of these
+  HopperKernel hopper = nullptr;
+  FewRowsKernel few_rows = nullptr;
+};
+#define TILE(name, bm, bn, bk, stages, wm, wn, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, bytes, name##_f16},
 #define HOPPER(name, bm, bn, bk, stages, groups, cluster, threads, bytes) {#name, bm, bn, bk, 1, cluster, bytes, nullptr, name##_f16},
-static const Tile TILES[] = {HOPPER_TILES(HOPPER) GEMM_TILES(TILE)};
+#define FEW_ROWS(name, bm, bn, bk, stages, splits, threads, bytes) {#name, bm, bn, bk, splits, 1, bytes, nullptr, nullptr, name##_f16},
+static const Tile TILES[] = {HOPPER_TILES(HOPPER) SWAPPED_TILES(FEW_ROWS) GEMM_TILES(TILE)};
 
 // In boxes of so many rows, and of 64 columns or 32 with the swizzle of that width.
 static TensorMap tensor_map(const half_t* base, int rows, int columns, int box_rows, int box_columns = 64) {
@@ -136,16 +145,16 @@ static void add_gemm(const Encoder& e, const char* op, int m, int n, int k, bool
     for (int splits : {1, 2, 4, 8}) {
       if (splits > t.splits || splits > (int)ceil_div(k, t.k) / 2 || (splits > 1 && m > 128)) continue;
       if (t.m > 2 * m && t.m > 16 && !(t.hopper && m == 16)) continue;  // mostly empty; in the quick run, to see that it runs
-      if (m >= 2048 && t.m <= 32) continue;             // far behind, and slow to measure
+      if (m >= 2048 && (t.m <= 32 || t.few_rows)) continue;             // far behind, and slow to measure
       double bytes = 2.0 * ((double)m * k + (double)n * k + (double)m * n * (residual ? 2 : 1));
       Shape s;
       s.name = format("%s_f16 %s %s m=%d splits=%d", t.name, e.name, op, m, splits);
       s.json = format("\"kernel\": \"%s_f16\", \"encoder\": \"%s\", \"op\": \"%s\", \"m\": %d, \"n\": %d, \"k\": %d, \"splits\": %d", t.name, e.name, op, m, n, k, splits);
       s.bytes = bytes;
       s.flops = 2.0 * m * n * k;
-      s.set_bytes = (size_t)bytes + (splits > 1 ? (size_t)splits * m * n * 4 : 0) + 4096 + (size_t)n * 4;
+      s.set_bytes = (size_t)bytes + (splits > 1 && t.kernel ? (size_t)splits * m * n * 4 : 0) + 4096 + (size_t)n * 4;
       s.quick = m == 16 && !strcmp(e.name, "minilm") && !strcmp(op, "qkv") && splits <= 2;
-      s.hopper = t.hopper;
+      s.hopper = !t.kernel;
       s.build = [=](Arena& arena) {
         Epilogue epilogue = {};
         half_t *a = arena.take<half_t>((size_t)m * k), *w = arena.take<half_t>((size_t)n * k), *c = arena.take<half_t>((size_t)m * n);
@@ -156,6 +165,11 @@ static void add_gemm(const Encoder& e, const char* op, int m, int n, int k, bool
           const TensorMap out = tensor_map(c, m, n, 16), added = residual ? tensor_map(epilogue.residual, m, n, 16) : out;
           const unsigned clusters = std::min(ceil_div(m, t.m * t.cluster) * ceil_div(n, t.n), (unsigned)(driver().attribute(Driver::MULTIPROCESSORS) / t.cluster));
           return std::vector<Launch>{make(t.hopper, clusters * (unsigned)t.cluster, 1, (size_t)t.shared, tensor_map(a, m, k, t.m), tensor_map(w, n, k, t.n / t.cluster), added, out, m, n, k, epilogue)};
+        }
+        if (t.few_rows) {
+          std::vector<Launch> one = {make(t.few_rows, ceil_div(m, t.m) * ceil_div(n, t.n) * (unsigned)splits, 1, (size_t)t.shared, tensor_map(a, m, k, t.m), tensor_map(w, n, k, t.n), c, m, n, k, splits, epilogue)};
+          one[0].cluster = (unsigned)splits;
+          return one;
         }
         float* partials = splits > 1 ? arena.take<float>((size_t)splits * m * n) : nullptr;
         std::vector<Launch> all = {make(t.kernel, ceil_div(m, t.m) * ceil_div(n, t.n), (unsigned)splits, (size_t)t.shared, a, w, c, partials, m, n, k, epilogue)};

@@ -76,8 +76,12 @@ class Driver {
   void allow_shared(void* function, size_t dynamic_bytes) {
     if (dynamic_bytes > 48 << 10) call("cuFuncSetAttribute", function, 8, (int)dynamic_bytes);
   }
-  void launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned threads, size_t shared, void* stream, void** parameters) {
-    call("cuLaunchKernel", function, gx, gy, gz, threads, 1u, 1u, (unsigned)shared, stream, parameters, (void**)nullptr);
+  // `cluster`: blocks along x of one, of a kernel that leaves it to its launch.
+  void launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned threads, size_t shared, void* stream, void** parameters, unsigned cluster = 1) {
+    struct { int id; char pad[4]; union { unsigned cluster[3]; char bytes[64]; } value; } attribute = {4 /* cluster dimension */, {}, {{cluster, 1, 1}}};
+    struct { unsigned grid[3], block[3], shared; void *stream, *attributes; unsigned n; } config = {{gx, gy, gz}, {threads, 1, 1}, (unsigned)shared, stream, &attribute, 1};
+    if (cluster > 1) call("cuLaunchKernelEx", (const void*)&config, function, parameters, (void**)nullptr);
+    else call("cuLaunchKernel", function, gx, gy, gz, threads, 1u, 1u, (unsigned)shared, stream, parameters, (void**)nullptr);
   }
   void launch_cooperative(void* function, unsigned gx, unsigned threads, size_t shared, void* stream, void** parameters) {
     call("cuLaunchCooperativeKernel", function, gx, 1u, 1u, threads, 1u, 1u, (unsigned)shared, stream, parameters);

@@ -100,7 +100,7 @@ void download(Driver& driver, const std::vector<Memory>& memory) {
 
 bool emulated() { return false; }
 
-void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters) {
+void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster) {
   Error error;
   bool lost = false;  // what a kernel does wrong, its context does not survive
   try {
@@ -119,7 +119,7 @@ void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, vo
     for (auto& v : values) pointers.push_back(v.data());
     driver.allow_shared(function, smem_bytes);
     if (kernel.cluster == WHOLE_GRID) driver.launch_cooperative(function, grid.x, block.x, smem_bytes, nullptr, pointers.data());
-    else driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data());
+    else driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data(), kernel.cluster == AT_LAUNCH ? (unsigned)cluster : 1);
     lost = true;
     driver.wait(nullptr, kernel.name);
     lost = false;

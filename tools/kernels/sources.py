@@ -51,7 +51,7 @@ TWINS = {"sm_89": "sm_86"}
 
 
 # Files whose kernels are built for some architectures only.
-ONLY = {"gemm_hopper.cu": ["sm_90a"], "attention_hopper.cu": ["sm_90a"]}
+ONLY = {"gemm_hopper.cu": ["sm_90a"], "gemm_few_rows.cu": ["sm_90a"], "attention_hopper.cu": ["sm_90a"]}
 
 
 @dataclass(frozen=True)

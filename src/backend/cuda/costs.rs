@@ -258,7 +258,7 @@ pub fn network(
     let total_tokens = batch * seqlen;
     let folded = choices.folds(shape);
     let mut steps = Vec::new();
-    // of a product, the kernel's name ends in " / " and the number of parts
+    // of a product whose parts another launch adds, the kernel's name ends in " / " and their number
     let mut push = |role, kernel: String, times, of_layer, estimate| {
         let launches = if kernel.contains(" / ") { 2 } else { 1 };
         steps.push(Step { role, kernel, times, launches, of_layer, estimate });
@@ -273,9 +273,10 @@ pub fn network(
             weights_in_l2: shape.weights_in_l2(table.gpu(), total_tokens),
             batch_invariant: choices.batch_invariant,
         });
-        let kernel = match launch.grid[1] {
-            1 => launch.tile.name.to_owned(),
-            splits => format!("{} / {splits}", launch.tile.name),
+        let kernel = match (launch.grid[1], launch.reduce) {
+            (1, _) => launch.tile.name.to_owned(),
+            (splits, Some(_)) => format!("{} / {splits}", launch.tile.name),
+            (splits, None) => format!("{} c{splits}", launch.tile.name), // blocks of a cluster
         };
         (kernel, launch.estimate)
     };

@@ -270,6 +270,76 @@ pub(super) fn persistent_gemm(gpu: &Gpu, w: &PersistentGemmWork) -> Estimate {
     }
 }
 
+/// A product as `gemm_few_rows.cu` tiles it: the weights' columns on the side of 64, and a cluster for each tile.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FewRowsGemmWork {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) block: [usize; 3],
+    pub(super) stages: usize,
+    /// Blocks of a cluster.
+    pub(super) splits: usize,
+    pub(super) active_clusters: usize,
+    pub(super) blocks_per_sm: usize,
+    pub(super) epilogue_instructions: f64,
+    pub(super) traffic: Traffic,
+}
+
+/// Clocks from a multiprocessor to another of its cluster, and bytes a clock that one reads so: 180, and 3.27 TB/s of all 132 (Luo et
+/// al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", 2024).
+const CLUSTER_LATENCY: f64 = 180.0;
+const CLUSTER_BYTES_PER_CLOCK: f64 = 14.0;
+/// Parts whose sums a lane asks for at once.
+const PARTS_AT_ONCE: usize = 4;
+
+/// One launch of `gemm_few_rows.cu`.
+pub(super) fn few_rows_gemm(gpu: &Gpu, w: &FewRowsGemmWork) -> Estimate {
+    let [bm, bn, bk] = w.block;
+    let clusters = w.m.div_ceil(bm) * w.n.div_ceil(bn);
+    let blocks = clusters * w.splits;
+    let pieces = w.k.div_ceil(bk).div_ceil(w.splits) as f64;
+    let tensor = (2 * bm * bn * bk) as f64 / gpu.best_flops_per_clock();
+    // written, and read by wgmma: both operands once; rows that there are not are zeros, which nobody loads
+    let stage_bytes = ((bm + bn) * bk * 2) as f64;
+    let shared = 2.0 * stage_bytes / SHARED_BYTES_PER_CLOCK;
+    let l2_stage_bytes = ((bm.min(w.m) + bn) * bk * 2) as f64;
+    let from_l2 = l2_stage_bytes / gpu.l2_bytes_per_clock(blocks);
+    let (_, bound) = longest(&[(tensor, Bound::Tensor), (shared, Bound::Shared), (from_l2, Bound::L2)]);
+    let piece = overlapped(&[tensor, shared, from_l2]);
+    let piece_alone = piece.max(LATENCY / w.stages as f64);
+    // a block finishes its part of the tile's rows
+    let rows = (bm.div_ceil(w.splits) * bn) as f64;
+    let epilogue = LONE_WARP * rows * w.epilogue_instructions / gpu.multiprocessor().fp32_lanes as f64;
+    let exchange = if w.splits == 1 {
+        0.0
+    } else {
+        let batches = w.splits.div_ceil(PARTS_AT_ONCE) as f64;
+        let bytes = (w.splits - 1) as f64 * rows * 4.0;
+        // a barrier, the parts, and the barrier behind which blocks end
+        2.0 * CLUSTER_LATENCY + (batches * CLUSTER_LATENCY).max(bytes / CLUSTER_BYTES_PER_CLOCK)
+    };
+    let main = pieces * piece;
+    // the first stages arrive, all are multiplied, the parts are added, the result is stored
+    let alone = 2.0 * LATENCY + pieces * piece_alone + exchange + epilogue;
+    let added = main.max(epilogue) + NOT_OVERLAPPED * main.min(epilogue);
+    let rounds = clusters.div_ceil(w.active_clusters) as f64;
+    let busiest = blocks.div_ceil(gpu.sm_count) as f64;
+    let clocks = (rounds * alone).max(alone + (busiest - 1.0) * added);
+    let bound = if busiest * added > 0.5 * clocks { bound } else { Bound::Latency };
+    let l2_bytes = blocks as f64 * pieces * l2_stage_bytes + 2.0 * (w.m * w.n) as f64;
+    let (us, bound) = with_traffic(gpu, clocks, bound, w.traffic, l2_bytes);
+    Estimate {
+        flops: 2.0 * w.m as f64 * w.n as f64 * w.k as f64,
+        bytes: w.traffic.bytes(),
+        blocks,
+        blocks_per_sm: w.blocks_per_sm,
+        waves: clusters as f64 / w.active_clusters as f64,
+        us,
+        bound,
+    }
+}
+
 /// Blocks of attention with the same work.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttentionWork {

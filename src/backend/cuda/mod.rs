@@ -11,6 +11,7 @@ mod estimate;
 mod gpu;
 mod image;
 pub mod persistent;
+mod recorded;
 mod tiles;
 mod work_list;
 

@@ -1,13 +1,16 @@
 //! Which kernel computes a matrix product or a row, and with which grid.
 //!
 //! A pure function of the shape and the GPU: no device is asked, nothing is timed. Products take the tile and the split
+//! that were recorded to be the quickest on this GPU (`recorded.rs`), else those
 //! whose time [`estimate`](super::estimate) predicts to be least; the tables repeat those at the ends of the `.cu`
 //! files, and a test holds the two together. Attention has its own file, `work_list.rs`.
 
-use super::estimate::{self, Estimate, GemmWork, PersistentGemmWork, RowWork, Traffic};
+use super::estimate::{self, Estimate, FewRowsGemmWork, GemmWork, PersistentGemmWork, RowWork, Traffic};
 use super::gpu::Gpu;
 use super::image::Manifest;
+use super::recorded::{self, Record};
 use std::fmt;
+use std::ops::Range;
 
 /// 16-bit element types that every kernel is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,9 +47,16 @@ pub enum Multiplier {
         /// Blocks that take row tiles below each other at once, and share the weights.
         cluster: usize,
     },
+    /// `wgmma` with the weights' columns as its 64 rows, on compute capability 9.0: a tile a block, or a cluster of as many
+    /// blocks as `k` is cut into, which add their sums by themselves.
+    FewRows {
+        /// Parts that `k` may be cut into.
+        max_splits: usize,
+    },
 }
 
-/// A line of `GEMM_TILES` in `kernels/gemm.cu`, or of `HOPPER_TILES` in `kernels/gemm_hopper.cu`.
+/// A line of `GEMM_TILES` in `kernels/gemm.cu`, of `HOPPER_TILES` in `kernels/gemm_hopper.cu`, or of `SWAPPED_TILES` in
+/// `kernels/gemm_few_rows.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GemmTile {
     /// The kernel, without the element type's suffix.
@@ -67,7 +77,7 @@ impl GemmTile {
     /// Parts that `k` may be cut into.
     pub fn max_splits(&self) -> usize {
         match self.multiplier {
-            Multiplier::Mma { max_splits, .. } => max_splits,
+            Multiplier::Mma { max_splits, .. } | Multiplier::FewRows { max_splits } => max_splits,
             Multiplier::Wgmma { .. } => 1,
         }
     }
@@ -75,8 +85,25 @@ impl GemmTile {
     /// Blocks that run at once and share the weights; 1 where none do.
     pub fn cluster(&self) -> usize {
         match self.multiplier {
-            Multiplier::Mma { .. } => 1,
+            Multiplier::Mma { .. } | Multiplier::FewRows { .. } => 1,
             Multiplier::Wgmma { cluster, .. } => cluster,
+        }
+    }
+
+    /// The sizes of the clusters of more than one block that it is launched in.
+    pub fn cluster_sizes(&self) -> Range<usize> {
+        match self.multiplier {
+            Multiplier::Mma { .. } | Multiplier::Wgmma { cluster: 1, .. } => 0..0,
+            Multiplier::Wgmma { cluster, .. } => cluster..cluster + 1,
+            Multiplier::FewRows { max_splits } => 2..max_splits + 1,
+        }
+    }
+
+    /// Whether its sums are those of `wgmma`, which may round otherwise than those of `mma.sync`.
+    fn is_wgmma(&self) -> bool {
+        match self.multiplier {
+            Multiplier::Mma { .. } => false,
+            Multiplier::Wgmma { .. } | Multiplier::FewRows { .. } => true,
         }
     }
 }
@@ -112,12 +139,23 @@ const fn hopper(
     GemmTile { name, block, stages, multiplier, threads, dynamic_shared }
 }
 
-/// Every tile; what each is for stands beside it in `kernels/gemm.cu` and `kernels/gemm_hopper.cu`.
-pub const GEMM_TILES: [GemmTile; 11] = [
+const fn few_rows(name: &'static str, rows: usize, stages: usize, dynamic_shared: usize) -> GemmTile {
+    let multiplier = Multiplier::FewRows { max_splits: MOST_CLUSTER };
+    GemmTile { name, block: [rows, 64, 64], stages, multiplier, threads: 160, dynamic_shared }
+}
+
+/// Blocks of a cluster at most.
+const MOST_CLUSTER: usize = 8;
+
+/// Every tile; what each is for stands beside it in `kernels/gemm.cu`, `kernels/gemm_hopper.cu` and `kernels/gemm_few_rows.cu`.
+pub const GEMM_TILES: [GemmTile; 14] = [
     hopper("gemm_wgmma_128x256x64_s3_c2", [128, 256, 64], 3, [2, 2], 384, 229_488),
     hopper("gemm_wgmma_128x192x64_s4_c2", [128, 192, 64], 4, [2, 2], 384, 229_504),
     hopper("gemm_wgmma_128x128x64_s4_c2", [128, 128, 64], 4, [1, 2], 384, 213_120),
     hopper("gemm_wgmma_128x128x64_s4", [128, 128, 64], 4, [1, 1], 384, 213_120),
+    few_rows("gemm_wgmma_64x64x64_s6", 64, 6, 107_104),
+    few_rows("gemm_wgmma_32x64x64_s8", 32, 8, 102_784),
+    few_rows("gemm_wgmma_16x64x64_s8", 16, 8, 84_224),
     tile("gemm_128x256x32_s4", [128, 256, 32], 4, [2, 4], 1, 256, 98304),
     tile("gemm_256x128x32_s4", [256, 128, 32], 4, [4, 2], 1, 256, 98304),
     tile("gemm_128x128x32_s3", [128, 128, 32], 3, [2, 2], 1, 128, 49152),
@@ -179,7 +217,7 @@ pub struct GemmLaunch {
     pub tile: &'static GemmTile,
     /// Blocks: tiles of the result, or as many as take turns at them; splits.
     pub grid: [usize; 2],
-    /// The reduction that follows where `k` is split.
+    /// The reduction that follows where `k` is split and the kernel leaves the sums of its parts.
     pub reduce: Option<ReduceLaunch>,
     /// What it should take, the reduction included.
     pub estimate: Estimate,
@@ -229,22 +267,66 @@ pub struct TileTable {
     element: Element,
     /// Blocks a multiprocessor for each of [`GEMM_TILES`]; 0: it does not fit, or is not for this GPU.
     gemm_blocks: [usize; GEMM_TILES.len()],
+    /// Clusters that run at once for each of [`GEMM_TILES`], by their size; 0: none can. Of size 1: blocks.
+    active_clusters: [[usize; MOST_CLUSTER + 1]; GEMM_TILES.len()],
     reduce_blocks: usize,
     reduce_threads: usize,
+    /// What was measured on this GPU.
+    records: Vec<Record>,
 }
 
 impl TileTable {
     /// For a GPU and an element type.
+    ///
+    /// # Panics
+    /// Never: a test reads the table that ships.
     pub fn new(gpu: Gpu, element: Element) -> Self {
-        let mut table =
-            Self { gpu, element, gemm_blocks: [0; GEMM_TILES.len()], reduce_blocks: 1, reduce_threads: 1 };
-        table.gemm_blocks = GEMM_TILES.map(|tile| {
-            let room = tile.cluster() <= table.gpu.sm_count;
-            if room { table.blocks_per_sm(tile.name, None) } else { 0 }
-        });
+        Self::with_records(gpu, element, recorded::TILES).unwrap_or_else(|what| panic!("{what}"))
+    }
+
+    /// The same with another table of recorded tiles, as `tools/gpu-check` writes it.
+    ///
+    /// # Errors
+    /// A line that is not one of such a table.
+    pub fn with_records(gpu: Gpu, element: Element, records: &str) -> Result<Self, String> {
+        let records = recorded::of(records, &gpu.name)?;
+        let mut table = Self {
+            gpu,
+            element,
+            gemm_blocks: [0; GEMM_TILES.len()],
+            active_clusters: [[0; MOST_CLUSTER + 1]; GEMM_TILES.len()],
+            reduce_blocks: 1,
+            reduce_threads: 1,
+            records,
+        };
+        table.gemm_blocks = GEMM_TILES.map(|tile| table.blocks_per_sm(tile.name, None));
+        let sm_count = table.gpu.sm_count;
+        // at most: a cluster is on multiprocessors that are near each other, of which only the driver knows
+        table.active_clusters = table
+            .gemm_blocks
+            .map(|blocks| std::array::from_fn(|size| (blocks * sm_count).checked_div(size).unwrap_or(0)));
         table.reduce_blocks = table.blocks_per_sm(SPLITK_REDUCE, None);
         table.reduce_threads = table.kernel(SPLITK_REDUCE).threads;
-        table
+        Ok(table)
+    }
+
+    /// Takes the number of clusters that run at once from who knows it, by tile and size. A size that it has none of is not
+    /// launched.
+    pub fn ask_clusters(&mut self, mut active: impl FnMut(&'static GemmTile, usize) -> usize) {
+        for (i, tile) in GEMM_TILES.iter().enumerate().filter(|(i, _)| self.gemm_blocks[*i] > 0) {
+            for size in tile.cluster_sizes() {
+                self.active_clusters[i][size] = active(tile, size);
+            }
+        }
+    }
+
+    /// Clusters of 2, 3, … 8 blocks that run at once of a kernel of few rows; none where there is no such kernel. GPUs of a kind may
+    /// differ in it, as they have not the same multiprocessors switched off, and with it in what they choose.
+    pub fn clusters(&self) -> &[usize] {
+        let is_of_few_rows = |tile: &GemmTile| matches!(tile.multiplier, Multiplier::FewRows { .. });
+        let index =
+            GEMM_TILES.iter().zip(self.gemm_blocks).position(|(t, blocks)| is_of_few_rows(t) && blocks > 0);
+        index.map_or(&[], |index| &self.active_clusters[index][2..])
     }
 
     /// The GPU.
@@ -275,14 +357,22 @@ impl TileTable {
         Manifest::get().kernels.get(&symbol).unwrap_or_else(|| panic!("{symbol} is not in the image"))
     }
 
-    /// How to compute a product: of the ways with the least predicted time (within [`TIE`]), the one that computes the
-    /// fewest elements beyond the result's edges, and of those the one with the fewest splits.
+    /// How to compute a product: as was recorded for its shape on this GPU, where that is a candidate; else, of the ways with the
+    /// least predicted time (within [`TIE`]), the one that computes the fewest elements beyond the result's edges, and of those the
+    /// one with the fewest splits.
     ///
     /// # Panics
     /// If a size is 0.
     pub fn gemm(&self, gemm: &Gemm) -> GemmLaunch {
         assert!(gemm.m > 0 && gemm.n > 0 && gemm.k > 0, "an empty product is not launched: {gemm:?}");
         let candidates: Vec<GemmLaunch> = self.gemm_candidates(gemm).collect();
+        let shape = [gemm.m, gemm.n, gemm.k];
+        if let Some(record) = self.records.iter().find(|r| r.is_about(shape, gemm.weights_in_l2)) {
+            let is_recorded = |c: &&GemmLaunch| c.tile == record.tile && c.grid[1] == record.splits;
+            if let Some(launch) = candidates.iter().find(is_recorded) {
+                return *launch;
+            }
+        }
         let least = candidates.iter().map(|c| c.estimate.us).fold(f64::INFINITY, f64::min);
         let elements = |c: &GemmLaunch| {
             let [bm, bn, _] = c.tile.block;
@@ -298,37 +388,39 @@ impl TileTable {
     /// Every way to compute a product, in the order of the table.
     pub fn gemm_candidates(&self, gemm: &Gemm) -> impl Iterator<Item = GemmLaunch> {
         let gemm = *gemm;
-        let is_wgmma = |tile: &GemmTile| matches!(tile.multiplier, Multiplier::Wgmma { .. });
-        let fitting = || GEMM_TILES.iter().zip(self.gemm_blocks).filter(|(_, blocks)| *blocks > 0);
+        let fitting =
+            || (0..GEMM_TILES.len()).filter(|i| self.active_clusters[*i][GEMM_TILES[*i].cluster()] > 0);
         // wgmma and mma.sync may round their sums differently
-        let only_wgmma = gemm.batch_invariant && fitting().any(|(tile, _)| is_wgmma(tile));
-        fitting().filter(move |(tile, _)| is_wgmma(tile) || !only_wgmma).flat_map(move |(tile, blocks)| {
+        let only_wgmma = gemm.batch_invariant && fitting().any(|i| GEMM_TILES[i].is_wgmma());
+        fitting().filter(move |i| GEMM_TILES[*i].is_wgmma() || !only_wgmma).flat_map(move |i| {
+            let tile = &GEMM_TILES[i];
             let pieces = gemm.k.div_ceil(tile.block[2]);
             let most = if gemm.batch_invariant { 1 } else { tile.max_splits().min(pieces) };
+            let runs = move |splits| match tile.multiplier {
+                Multiplier::FewRows { .. } => self.active_clusters[i][splits] > 0,
+                Multiplier::Mma { .. } | Multiplier::Wgmma { .. } => true,
+            };
             (1..=most)
                 // no split without work: the kernel gives each ceil(pieces / splits)
-                .filter(move |splits| pieces.div_ceil(pieces.div_ceil(*splits)) == *splits)
-                .map(move |splits| self.gemm_launch(&gemm, tile, blocks, splits))
+                .filter(move |splits| runs(*splits) && pieces.div_ceil(pieces.div_ceil(*splits)) == *splits)
+                .map(move |splits| self.gemm_launch(&gemm, i, splits))
         })
     }
 
-    fn gemm_launch(
-        &self,
-        gemm: &Gemm,
-        tile: &'static GemmTile,
-        blocks_per_sm: usize,
-        splits: usize,
-    ) -> GemmLaunch {
+    /// `index` of [`GEMM_TILES`].
+    fn gemm_launch(&self, gemm: &Gemm, index: usize, splits: usize) -> GemmLaunch {
+        let tile = &GEMM_TILES[index];
         let &Gemm { m, n, k, epilogue, weights_in_l2, .. } = gemm;
         let [bm, bn, bk] = tile.block;
         let in_l2 = self.fits_l2(2 * (m * k + m * n));
         let mut traffic =
             Traffic::of(2.0 * (n * k) as f64, weights_in_l2).and(Traffic::of(2.0 * (m * k) as f64, in_l2));
         let result_bytes = 2.0 * (m * n) as f64 * if epilogue.residual { 2.0 } else { 1.0 };
-        if splits == 1 {
+        let has_partials = splits > 1 && matches!(tile.multiplier, Multiplier::Mma { .. });
+        if !has_partials {
             traffic = traffic.and(Traffic::of(result_bytes, in_l2));
         }
-        let epilogue_instructions = if splits > 1 { 4.0 } else { epilogue.instructions() };
+        let epilogue_instructions = if has_partials { 4.0 } else { epilogue.instructions() };
         let (blocks, mut estimate) = match tile.multiplier {
             Multiplier::Mma { warps, .. } => {
                 let (warp_m, warp_n) = (bm / warps[0], bn / warps[1]);
@@ -340,7 +432,7 @@ impl TileTable {
                     stages: tile.stages,
                     fragment_bytes: warps[0] * warps[1] * (warp_m + warp_n) * bk * 2,
                     splits,
-                    blocks_per_sm,
+                    blocks_per_sm: self.gemm_blocks[index],
                     epilogue_instructions,
                     traffic,
                 };
@@ -348,7 +440,7 @@ impl TileTable {
             }
             Multiplier::Wgmma { groups_of_tile, cluster } => {
                 let clusters = m.div_ceil(cluster * bm) * n.div_ceil(bn);
-                let blocks = cluster * clusters.min(self.gpu.sm_count / cluster);
+                let blocks = cluster * clusters.min(self.active_clusters[index][cluster]);
                 let work = PersistentGemmWork {
                     m,
                     n,
@@ -363,8 +455,23 @@ impl TileTable {
                 };
                 (blocks, estimate::persistent_gemm(&self.gpu, &work))
             }
+            Multiplier::FewRows { .. } => {
+                let work = FewRowsGemmWork {
+                    m,
+                    n,
+                    k,
+                    block: tile.block,
+                    stages: tile.stages,
+                    splits,
+                    active_clusters: self.active_clusters[index][splits],
+                    blocks_per_sm: self.gemm_blocks[index],
+                    epilogue_instructions,
+                    traffic,
+                };
+                (m.div_ceil(bm) * n.div_ceil(bn), estimate::few_rows_gemm(&self.gpu, &work))
+            }
         };
-        let reduce = (splits > 1).then(|| {
+        let reduce = has_partials.then(|| {
             let lanes = m * n.div_ceil(64) * 8; // eight columns each
             ReduceLaunch {
                 grid: lanes.div_ceil(self.reduce_threads),

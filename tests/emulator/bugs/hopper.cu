@@ -149,6 +149,42 @@ KERNEL_CLUSTER(64, 2, bug_cluster, TMAP_PARAM(map), half_t* out, int rounds) {
   if (!planted("CLUSTER_LEFT_EARLY")) cluster_sync();
 }
 
+// out [blocks, 32] = in each row the sums of the rows of in [blocks, 32], in their order, out of all blocks' shared memory
+KERNEL_CLUSTER_AT_LAUNCH(32, bug_cluster_sums, const float* in, float* out, int blocks) {
+  SMEM_DYN(smem);
+  const saddr mine = smem_addr(smem) + threadIdx.x % 8 * 16;
+  const uint32_t rank = cluster_rank();
+  if (threadIdx.x < 8) st_shared_128(mine, ld_global_nc_128(in + (rank * 8 + threadIdx.x) * 4));
+  if (planted("PEERS_READ_EARLY")) sync_block();
+  else cluster_sync();
+  float sum[4] = {0, 0, 0, 0};
+  for (int i = 0; i < blocks; i++) {
+    const u128 v = ld_cluster_128(mine, planted("PEER_IS_ITSELF") ? rank : (uint32_t)i);
+    sum[0] += f32_from_bits(v.x); sum[1] += f32_from_bits(v.y); sum[2] += f32_from_bits(v.z); sum[3] += f32_from_bits(v.w);
+  }
+  if (threadIdx.x < 8) st_global_128(out + (rank * 8 + threadIdx.x) * 4, u128{f32_bits(sum[0]), f32_bits(sum[1]), f32_bits(sum[2]), f32_bits(sum[3])});
+  if (!planted("PEERS_LEFT_EARLY")) cluster_sync();
+}
+
+// out [64, 64] = two boxes of 32 rows: `fixed`, which nobody writes and which may be loaded before the launch in front has ended, and
+// `map`, which that launch wrote
+KERNEL(128, bug_tma_early, TMAP_PARAM(fixed), TMAP_PARAM(map), half_t* out) {
+  SMEM_DYN(smem);
+  const saddr box = smem_addr(smem), full = box + HOPPER_TILE;
+  if (threadIdx.x == 0) {
+    mbar_init(full, 1);
+    mbar_fence_init();
+    mbar_arrive_expect_tx(full, HOPPER_TILE);
+    tma_load_2d(box, &fixed, full, 0, 0);
+    if (planted("ROWS_LOADED_EARLY")) tma_load_2d(box + HOPPER_TILE / 2, &map, full, 0, 0);
+  }
+  sync_block();
+  griddep_wait();
+  if (threadIdx.x == 0 && !planted("ROWS_LOADED_EARLY")) tma_load_2d(box + HOPPER_TILE / 2, &map, full, 0, 0);
+  mbar_wait(full, 0);
+  for (int i = threadIdx.x; i < 512; i += 128) st_global_128(out + i * 8, ld_shared_128(box + i / 8 * 128 + (i % 8 ^ (i / 8 & 7)) * 16));
+}
+
 static std::vector<double> product(const Guarded<half_t>& a, const Guarded<half_t>& w, int m, int n, int k) {
   std::vector<double> x = widen16<F16>(a), y = widen16<F16>(w), ref((size_t)(m * n));
   for (int i = 0; i < m; i++)
@@ -185,6 +221,27 @@ static const int hopper_cases[] = {
       TensorMap map = tensor_map(in.data(), rounds * 64, 64, 32);
       launch(bug_cluster, {2}, {64}, HOPPER_TILE + 16, std::ref(map), out.data(), rounds);
       for (int i = 0; i < 2 * n; i++) EXPECT(out.data()[i] == in.data()[i % n], "element %d: got %04x, want %04x", i, out.data()[i], in.data()[i % n]);
+    }),
+    add_case("cluster_sums", [] {
+      Random random(case_seed);
+      for (int blocks : {2, 5}) {
+        Guarded<float> in(random.normals(32 * (size_t)blocks), "in"), out(32 * (size_t)blocks, "out");
+        launch_in_clusters(planted("CLUSTER_OF_ONE") ? 1 : blocks, bug_cluster_sums, {(unsigned)blocks}, {32}, 128, in.data(), out.data(), blocks);
+        for (int i = 0; i < 32 * blocks; i++) {
+          float want = 0;
+          for (int b = 0; b < blocks; b++) want += in.data()[b * 32 + i % 32];
+          EXPECT(out.data()[i] == want, "element %d: got %g, want %g", i, out.data()[i], want);
+        }
+      }
+    }),
+    add_case("tma_early", [] {
+      Random random(case_seed);
+      Guarded<half_t> fixed(random.normals16<F16>(32 * 64), "fixed"), in(random.normals16<F16>(32 * 64), "in"), between(64 * 64, "between"), out(64 * 64, "out");
+      TensorMap map_fixed = tensor_map(fixed.data(), 32, 64, 32), map_in = tensor_map(in.data(), 32, 64, 32), map_between = tensor_map(between.data() + 32 * 64, 32, 64, 32);
+      launch(bug_tma_early, {1}, {128}, HOPPER_TILE + 8, std::ref(map_fixed), std::ref(map_in), between.data());
+      launch(bug_tma_early, {1}, {128}, HOPPER_TILE + 8, std::ref(map_fixed), std::ref(map_between), out.data());
+      for (int i = 0; i < 32 * 64; i++)
+        EXPECT(out.data()[i] == fixed.data()[i] && out.data()[32 * 64 + i] == in.data()[i], "element %d: got %04x and %04x", i, out.data()[i], out.data()[32 * 64 + i]);
     }),
     add_case("registers", [] {
       const int steps = 4, k = 16 * steps;

@@ -27,6 +27,7 @@ static void read_settings() {
   settings.driver_version = (int)number("BERTHIER_EMU_DRIVER_VERSION", 13000);
   settings.memory_bytes = (size_t)number("BERTHIER_EMU_MEMORY_BYTES", 2L << 30);
   settings.late = !is("BERTHIER_EMU_STREAMS", "eager");
+  settings.active_clusters = number("BERTHIER_EMU_ACTIVE_CLUSTERS", -1);
   settings.fail_launch = number("BERTHIER_EMU_FAIL_LAUNCH", 0);
   settings.fail_allocation = number("BERTHIER_EMU_FAIL_ALLOCATION", 0);
   settings.lose_device = number("BERTHIER_EMU_LOSE_DEVICE", 0);
@@ -92,6 +93,7 @@ static const ErrorText error_texts[] = {
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {INVALID_CLUSTER_SIZE, "CUDA_ERROR_INVALID_CLUSTER_SIZE", "invalid cluster size"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
     {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},

@@ -172,15 +172,40 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, Function* f, int bloc
   *bytes = (size_t)std::max(0, std::min(each, l.shared_per_block - f->static_shared));
   return SUCCESS;
 }
-API cuOccupancyMaxActiveClusters(int*, Function*, const void*) { return NOT_SUPPORTED; }
+struct LaunchAttribute { int id; char pad[4]; union { char bytes[64]; unsigned cluster[3]; int flag; } value; };
+struct LaunchConfig { unsigned grid[3], block[3], shared; void* stream; LaunchAttribute* attributes; unsigned n; };
+static int cluster_of(const LaunchAttribute& a) {
+  if (a.value.cluster[1] != 1 || a.value.cluster[2] != 1 || a.value.cluster[0] > 8) { say("clusters of more than 8 blocks, or not along x, are not emulated"); return 0; }
+  return (int)a.value.cluster[0];
+}
+// A cluster is on multiprocessors of one group, of which each has 16 here and the last what is left.
+static int active_clusters(const Function* f, int threads, size_t dynamic, int architecture, int size) {
+  if (settings.active_clusters >= 0) return (int)settings.active_clusters;
+  const int blocks = blocks_per_sm(f, threads, dynamic, architecture), all = settings.multiprocessors;
+  return all / 16 * (16 * blocks / size) + all % 16 * blocks / size;
+}
+API cuOccupancyMaxActiveClusters(int* clusters, Function* f, const LaunchConfig* c) {
+  ENTER();
+  int size = std::max(1, f->kernel->cluster);
+  for (unsigned i = 0; i < c->n; i++) {
+    if (c->attributes[i].id != 4) continue;
+    const int asked = cluster_of(c->attributes[i]);
+    if (asked < 1 || (f->kernel->cluster > 1 && asked != f->kernel->cluster)) return INVALID_VALUE;
+    size = asked;
+  }
+  if (current_context->device->architecture < 90 || settings.active_clusters == -2) return NOT_SUPPORTED;
+  *clusters = active_clusters(f, (int)(c->block[0] * c->block[1] * c->block[2]), c->shared, current_context->device->architecture, size);
+  return SUCCESS;
+}
 API cuOccupancyMaxPotentialClusterSize(int*, Function*, const void*) { return NOT_SUPPORTED; }
 
 // ---- launching -----------------------------------------------------------------------------------------------------------------------
-struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; bool dependent; std::vector<std::vector<uint8_t>> parameters; };
+struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; bool dependent; int cluster; std::vector<std::vector<uint8_t>> parameters; };
 
 static CUresult run(const Launch& l) {
-  trace("%s grid %u,%u,%u block %u shared %u%s", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared,
-        l.dependent ? " early" : "");
+  const std::string clusters = l.cluster > 1 ? " cluster " + std::to_string(l.cluster) : "";
+  trace("%s grid %u,%u,%u block %u shared %u%s%s", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared,
+        clusters.c_str(), l.dependent ? " early" : "");
   if (count_down(settings.fail_launch)) { say("BERTHIER_EMU_FAIL_LAUNCH: %s fails", l.function->kernel->name); return LAUNCH_FAILED; }
   if (count_down(settings.lose_device)) { say("BERTHIER_EMU_LOSE_DEVICE: device %d is lost", l.context->device->ordinal); return UNKNOWN; }
   if (count_down(settings.hang_device)) {
@@ -203,7 +228,7 @@ static CUresult run(const Launch& l) {
   }
   emu::opt.dependent = emu::opt.must_wait = l.dependent;
   try {
-    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); }, k.cluster);
+    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); }, l.cluster);
   } catch (emu::Error& e) {
     say("%s: %s", k.name, e.msg);
     bool address = strstr(e.msg, "outside of every allocation") != nullptr;
@@ -211,7 +236,7 @@ static CUresult run(const Launch& l) {
   }
   return SUCCESS;
 }
-static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative) {
+static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative, int cluster) {
   const emu::Kernel& k = *f->kernel;
   const int arch = current_context->device->architecture, threads = (int)(block.x * block.y * block.z);
   auto refuse = [&](const char* why) { say("%s: %s", k.name, why); return (CUresult)INVALID_VALUE; };
@@ -220,13 +245,20 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return refuse("grid out of range");
   if (!threads || threads > 1024 || block.z > 64) return refuse("block out of range");
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
-  if (k.cluster > 1 && arch < 90) return NOT_SUPPORTED;
-  if (k.cluster == emu::WHOLE_GRID ? !cooperative : grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters, or not launched cooperatively");
+  if (k.cluster != emu::AT_LAUNCH) {
+    if (cluster && cluster != k.cluster) return refuse("clusters of another size than the kernel's own");
+    cluster = k.cluster;
+  } else if (!cluster) {
+    cluster = 1;
+  }
+  if (cluster > 1 && arch < 90) return NOT_SUPPORTED;
+  if (cluster == emu::WHOLE_GRID ? !cooperative : grid.x % (unsigned)cluster) return refuse("the grid is not whole clusters, or not launched cooperatively");
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
   const int fit = blocks_per_sm(f, threads, shared, arch);
   if (!fit) return LAUNCH_OUT_OF_RESOURCES;
+  if (cluster > 1 && !active_clusters(f, threads, shared, arch, cluster)) return INVALID_CLUSTER_SIZE;
   if (cooperative && grid.x * grid.y * grid.z > (unsigned)(fit * settings.multiprocessors)) return COOPERATIVE_LAUNCH_TOO_LARGE;
-  auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, {}});
+  auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, cluster, {}});
   for (int i = 0; i < k.n_parameters; i++) {  // copied at the call, as the driver does
     if (!parameters[i]) { say("%s: parameter %d of %d is missing", k.name, i, k.n_parameters); return INVALID_VALUE; }
     l->parameters.emplace_back((uint8_t*)parameters[i], (uint8_t*)parameters[i] + k.parameter_bytes[i]);
@@ -235,27 +267,26 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
 }
 API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
   ENTER();
-  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, extra, false, false);
+  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, extra, false, false, 0);
 }
-struct LaunchAttribute { int id; char pad[4]; union { char bytes[64]; unsigned cluster[3]; int flag; } value; };
-struct LaunchConfig { unsigned grid[3], block[3], shared; void* stream; LaunchAttribute* attributes; unsigned n; };
 API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void** extra) {
   ENTER();
   bool dependent = false, cooperative = false;
+  int cluster = 0;
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
-    if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters by launch attribute are not emulated", f->kernel->name); return NOT_SUPPORTED; }
+    if (a.id == 4 && (cluster = cluster_of(a)) < 1) return INVALID_VALUE;
     if (a.id == 2) cooperative = a.value.flag != 0;
     if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
       if (current_context->device->architecture < 90) return NOT_SUPPORTED;
       dependent = true;
     }
   }
-  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent, cooperative);
+  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent, cooperative, cluster);
 }
 API cuLaunchCooperativeKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters) {
   ENTER();
-  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, nullptr, false, true);
+  return launch(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, nullptr, false, true, 0);
 }
 
 // ---- tensor maps: two dimensions of 16-bit elements ------------------------------------------------------------------------------------

@@ -58,6 +58,20 @@ pub(super) enum Begin {
     AllBlocks,
 }
 
+/// Blocks of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 2],
+    /// Blocks of a cluster, of a kernel that leaves it to its launch; 1: none.
+    pub(super) cluster: usize,
+}
+
+impl From<[usize; 2]> for Grid {
+    fn from(blocks: [usize; 2]) -> Self {
+        Self { blocks, cluster: 1 }
+    }
+}
+
 impl<T> From<Slice<T>> for Argument {
     fn from(slice: Slice<T>) -> Self {
         Self::Address(slice.address())
@@ -81,6 +95,46 @@ struct Kernel {
     threads: u32,
     /// What it may be launched with.
     most_dynamic_shared: usize,
+}
+
+impl Kernel {
+    /// What lives as long as the attributes do.
+    fn config(
+        &self,
+        blocks: [usize; 2],
+        dynamic_shared: usize,
+        stream: sys::CUstream,
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
+            gridDimX: size(blocks[0]),
+            gridDimY: size(blocks[1]),
+            gridDimZ: 1,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: size(dynamic_shared),
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: size(attributes.len()),
+        }
+    }
+}
+
+fn size(n: usize) -> u32 {
+    u32::try_from(n).expect("grids are as large as a batch's tiles")
+}
+
+/// The attribute of a launch in clusters of so many blocks along x.
+fn in_clusters_of(blocks: usize) -> sys::CUlaunchAttribute {
+    let (x, y, z) = (size(blocks), 1, 1);
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        },
+    }
 }
 
 /// The kernels of one element type.
@@ -118,6 +172,24 @@ impl Kernels {
         Ok(Self { wait: Manifest::get().waits_for_predecessor(table.gpu().compute_capability), by_name })
     }
 
+    fn kernel(&self, name: &str) -> &Kernel {
+        self.by_name.get(name).unwrap_or_else(|| panic!("{name} is in the image and fits the GPU"))
+    }
+
+    /// Clusters of `blocks` blocks of a kernel that the GPU of the current context holds at once; 0 where it does not hold one, or
+    /// the driver does not say.
+    pub(super) fn active_clusters(&self, name: &str, blocks: usize) -> usize {
+        let kernel = self.kernel(name);
+        let mut attributes = [in_clusters_of(blocks)];
+        let config = kernel.config([blocks, 1], kernel.most_dynamic_shared, null_mut(), &mut attributes);
+        let mut clusters = 0;
+        let function = kernel.function.cu_function();
+        // SAFETY: the function is of the current context, and the attributes live until the call is back
+        let asked =
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, &raw const config) };
+        if asked.result().is_ok() { usize::try_from(clusters).unwrap_or(0) } else { 0 }
+    }
+
     /// Puts a kernel into the stream, whose context is current. What directly follows another kernel should begin while that one
     /// ends: launching costs a small batch more than computing.
     ///
@@ -132,12 +204,11 @@ impl Kernels {
         stream: &CudaStream,
         begin: Begin,
         name: &str,
-        grid: [usize; 2],
+        Grid { blocks, cluster }: Grid,
         dynamic_shared: usize,
         arguments: &[Argument],
     ) -> Called<()> {
-        let kernel =
-            self.by_name.get(name).unwrap_or_else(|| panic!("{name} is in the image and fits the GPU"));
+        let kernel = self.kernel(name);
         assert!(
             dynamic_shared <= kernel.most_dynamic_shared,
             "{name}: {dynamic_shared} bytes of shared memory"
@@ -155,7 +226,6 @@ impl Kernels {
                 Argument::Batch(value) => (&raw const *value).cast_mut().cast(),
             };
         }
-        let size = |n: usize| u32::try_from(n).expect("grids are as large as a batch's tiles");
         let early = (
             sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
@@ -165,24 +235,22 @@ impl Kernels {
             sys::CUlaunchAttributeValue { cooperative: 1 },
         );
         let (id, value) = if begin == Begin::AllBlocks { at_once } else { early };
-        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let wanted = match begin {
             Begin::AfterPredecessor => false,
             Begin::WithPredecessor => self.wait,
             Begin::AllBlocks => true,
         };
-        let config = sys::CUlaunchConfig {
-            gridDimX: size(grid[0]),
-            gridDimY: size(grid[1]),
-            gridDimZ: 1,
-            blockDimX: kernel.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: size(dynamic_shared),
-            hStream: stream.cu_stream(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(wanted),
-        };
+        let mut attributes = [in_clusters_of(cluster); 2];
+        let mut used = 0;
+        if wanted {
+            attributes[used] = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+            used += 1;
+        }
+        if cluster > 1 {
+            attributes[used] = in_clusters_of(cluster);
+            used += 1;
+        }
+        let config = kernel.config(blocks, dynamic_shared, stream.cu_stream(), &mut attributes[..used]);
         let function = kernel.function.cu_function();
         // SAFETY: function and stream are of one context; the arguments are the caller's promise, and the driver copies
         // them before it returns

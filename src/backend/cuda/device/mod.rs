@@ -128,8 +128,9 @@ impl CudaBackend {
         options: &BackendOptions,
         element: Element,
     ) -> Result<Self> {
-        let table = TileTable::new(device.gpu.clone(), element);
+        let mut table = TileTable::new(device.gpu.clone(), element);
         let kernels = Kernels::load(&device.context, &table).map_err(|e| device.failed(e))?;
+        table.ask_clusters(|tile, size| kernels.active_clusters(tile.name, size));
         let longest = desc.longest_sequence();
         let weights = Weights::new(&device, desc, weights, element, workspace_bytes(desc, longest))?;
         let shape = EncoderShape::of("", desc);
@@ -300,7 +301,11 @@ impl Backend for CudaBackend {
                 None => String::new(),
             };
             let (name, sm_count) = (&gpu.name, gpu.sm_count);
-            format!("cuda sm_{major}{minor} {element}, {name} with {sm_count} multiprocessors{one_launch}")
+            let clusters: String = self.table.clusters().iter().map(|n| format!(" {n}")).collect();
+            let clusters = if clusters.is_empty() { clusters } else { format!(", clusters{clusters}") };
+            format!(
+                "cuda sm_{major}{minor} {element}, {name} with {sm_count} multiprocessors{clusters}{one_launch}"
+            )
         }
     }
 

@@ -1,13 +1,13 @@
 //! Each kernel as a call: lengths are checked, the launch is the one that the tables choose.
 //!
-//! Knows one operation at a time, and nothing of their order.
+//! Knows one operation at a time, and nothing of their order. As long as there are kernels.
 #![allow(unsafe_code, reason = "launches, each behind the checks of its lengths")]
 
 use super::super::costs::EncoderShape;
 use super::super::tiles::{
     Element, EpilogueKind, Gemm, GemmLaunch, Multiplier, RowLaunch, SPLITK_REDUCE, TileTable,
 };
-use super::kernels::{Argument, Begin, Epilogue, Kernels};
+use super::kernels::{Argument, Begin, Epilogue, Grid, Kernels};
 use super::memory::{Called, Slice};
 use super::slot::Attention;
 use super::tensor_maps::TensorMaps;
@@ -184,7 +184,7 @@ impl Queue<'_> {
     unsafe fn launch(
         &self,
         name: &str,
-        grid: [usize; 2],
+        grid: impl Into<Grid>,
         dynamic_shared: usize,
         arguments: &[Argument],
     ) -> Called<()> {
@@ -192,7 +192,7 @@ impl Queue<'_> {
         // SAFETY: the caller's promise
         unsafe {
             let begin = if follows_kernel { Begin::WithPredecessor } else { Begin::AfterPredecessor };
-            self.kernels.launch(self.stream, begin, name, grid, dynamic_shared, arguments)
+            self.kernels.launch(self.stream, begin, name, grid.into(), dynamic_shared, arguments)
         }
     }
 
@@ -210,7 +210,8 @@ impl Queue<'_> {
         self.follows_kernel.set(true);
         // SAFETY: the caller's promise
         unsafe {
-            self.kernels.launch(self.stream, Begin::AllBlocks, name, [grid, 1], dynamic_shared, arguments)
+            let grid = [grid, 1].into();
+            self.kernels.launch(self.stream, Begin::AllBlocks, name, grid, dynamic_shared, arguments)
         }
     }
 
@@ -454,6 +455,24 @@ impl Queue<'_> {
             ];
             // SAFETY: lengths are checked above
             return unsafe { self.launch(tile.name, launch.grid, tile.dynamic_shared, &arguments) };
+        }
+        if let Multiplier::FewRows { .. } = tile.multiplier {
+            let [rows, columns, _] = tile.block.map(|size| size as u32);
+            let maps = &self.products.maps;
+            let [tiles, splits] = launch.grid;
+            let arguments = [
+                Argument::TensorMap(maps.of(x.values, [m, k], [rows, 64])?),
+                Argument::TensorMap(maps.of(linear.weight, [n, k], [columns, 64])?),
+                out.into(),
+                m.into(),
+                n.into(),
+                k.into(),
+                splits.into(),
+                epilogue,
+            ];
+            let grid = Grid { blocks: [tiles * splits, 1], cluster: splits };
+            // SAFETY: lengths are checked above
+            return unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) };
         }
         let partials = match launch.reduce {
             Some(reduce) => {
