@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 mod cross_encoder;
 mod devices;
+mod measure;
 mod pool;
 mod run;
 mod stream;

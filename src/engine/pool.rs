@@ -138,6 +138,16 @@ impl Pool {
         lock(&self.shared.queue).failures.iter().map(|(name, message)| format!("{name}: {message}")).collect()
     }
 
+    /// Each backend that has not failed, when it is free.
+    pub(super) fn each(&self, mut f: impl FnMut(&mut dyn Backend) -> Result<()>) -> Result<()> {
+        for device in &self.shared.devices {
+            if let Some(backend) = lock(&device.backend).as_mut() {
+                f(&mut **backend)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Memory for a batch: another one's that is done, or none yet.
     pub(super) fn spare(&self) -> Buffers {
         lock(&self.shared.queue).spares.pop().unwrap_or_default()

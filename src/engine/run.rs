@@ -102,6 +102,14 @@ impl Crew {
         Ok(Self::Pool(Pool::new(backends)?))
     }
 
+    /// Each backend that has not failed, when it is free.
+    pub(super) fn each(&self, mut f: impl FnMut(&mut dyn Backend) -> Result<()>) -> Result<()> {
+        match self {
+            Self::Single(single) => f(&mut *single.lock().unwrap_or_else(PoisonError::into_inner).backend),
+            Self::Pool(pool) => pool.each(f),
+        }
+    }
+
     pub(super) fn failures(&self) -> Vec<String> {
         match self {
             Self::Single(_) => Vec::new(),

@@ -31,8 +31,11 @@ struct Settings {
   std::vector<int> architectures;            // of each device, the last one again for the rest
   size_t memory_bytes;
   bool late;                                 // streams run when the host waits for them
+  bool maps_host_memory;                     // whether kernels reach pinned memory
+  bool computes;                             // kernels run; else a launch is all there is of them
+  double kernel_us, copy_us;                 // what each takes by the device's clock; both 0: the clock is the host's
   long fail_launch, fail_allocation, lose_device, hang_device;  // the number of the launch or allocation that goes wrong; 0: none
-  std::string trace;                         // a file to append what ran to
+  std::string trace, calls;                  // files to append what ran to, and what the host called
 };
 extern Settings settings;
 
@@ -41,6 +44,7 @@ struct Stream;
 struct Device {
   int ordinal = 0, architecture = 0;
   size_t used_bytes = 0;
+  double clock_us = 0;
   Context* primary = nullptr;
   int retained = 0;
 };
@@ -85,9 +89,11 @@ CUresult check_context();                    // initialised, a context is curren
 Stream* stream_of(void* handle);             // null: the context's null stream
 __attribute__((format(printf, 1, 2))) void say(const char* format, ...);    // on stderr
 __attribute__((format(printf, 1, 2))) void trace(const char* format, ...);  // into BERTHIER_EMU_TRACE
+void called(const char* name);               // into BERTHIER_EMU_CALLS
 CUresult break_context(Context* context, CUresult why);
 bool count_down(long& left);                 // true when it reaches its number
 // Every call that needs a context starts so.
 #define ENTER()                                          \
   std::lock_guard<std::recursive_mutex> lock(big_lock);  \
+  called(__func__);                                      \
   if (CUresult bad_ = check_context()) return bad_
