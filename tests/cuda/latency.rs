@@ -1,5 +1,6 @@
 //! A small batch alone: what the host calls for it, that kernels may reach the host's memory or not, and the time by the GPU's clock.
 
+use crate::counting;
 use crate::golden::fixtures;
 use crate::models::{LAUNCHES, batch, desc, matches_reference, run, sequences};
 use crate::stand_in::on_stand_in;
@@ -126,9 +127,9 @@ fn a_batch_in_a_graph_is_a_launch_and_two_copies() {
 
 /// Single calls through the library, of an embedder whose GPU is free.
 #[test]
-fn a_call_from_ids_is_a_launch_and_an_event() {
+fn a_call_from_ids_is_a_launch_and_an_event_and_allocates_nothing() {
     let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/calls-embedder.txt");
-    let name = "latency::a_call_from_ids_is_a_launch_and_an_event";
+    let name = "latency::a_call_from_ids_is_a_launch_and_an_event_and_allocates_nothing";
     let switches = [
         ("BERTHIER_EMU_CALLS", file),
         ("BERTHIER_EMU_STREAMS", "eager"),
@@ -141,12 +142,15 @@ fn a_call_from_ids_is_a_launch_and_an_event() {
         let embedder = Embedder::load(options).unwrap_or_else(|e| panic!("{e}"));
         let (ids, offsets) = ([5, 6, 7, 8, 9], [0, 2, 5]);
         let mut vectors = vec![f32::NAN; 2 * embedder.dim()];
-        let mut counts = BTreeMap::new();
-        for _ in 0..3 {
-            let before = lines(file);
+        let (mut counts, mut allocations) = (BTreeMap::new(), usize::MAX);
+        for i in 0..3 {
+            let (before, allocated) = (lines(file), counting::calls());
             embedder.embed_ids_into(&ids, &offsets, &mut vectors).unwrap();
+            allocations = counting::calls() - allocated;
             counts = calls(file, before);
+            assert!(i > 0 || allocations > 0, "the counter counts: memory grows at first");
         }
+        assert_eq!(allocations, 0);
         let want = counted(&[("cuLaunchKernelEx", 1), ("cuEventRecord", 1), ("cuEventQuery", 1)]);
         assert_eq!(counts, want);
         assert!(vectors.iter().all(|v| v.is_finite()));
@@ -197,26 +201,43 @@ fn vectors_have_the_same_bits_with_and_without_copies() {
 
 /// The second of the batches in one launch fails, or the device is gone: the first one's vectors are right, then there are errors, and
 /// the end comes all the same.
+fn fails_in_the_second_launch(name: &str, switch: &str, maps: &str) {
+    let switches = [(switch, "2"), (MAPS, maps), ("BERTHIER_EMU_MULTIPROCESSORS", "3")];
+    on_stand_in(name, &switches, || {
+        let desc = desc();
+        let mut cuda = small(&options(PersistentKernel::Always));
+        let make = || batch(&[0], &sequences(&[5], &desc));
+        let good = run(&mut *cuda, make(), desc.dim());
+        assert!(good.iter().all(|v| v.is_finite()));
+        let mut out = vec![f32::NAN; desc.dim()];
+        // both are on their way when the first of them fails
+        let both = cuda.submit(make()).and_then(|()| cuda.submit(make()));
+        let error = both.and_then(|()| cuda.collect(&mut out)).expect_err("it fails");
+        assert!(
+            matches!(&error, Error::DeviceLost { device, .. } if device.starts_with("cuda:0")),
+            "{error}"
+        );
+        let again = cuda.collect(&mut out);
+        assert!(matches!(again, Err(Error::DeviceLost { .. })), "it stays failed");
+    });
+}
+
 #[test]
-fn a_failure_in_one_launch_is_an_error_with_and_without_copies() {
-    let name = "latency::a_failure_in_one_launch_is_an_error_with_and_without_copies";
-    for switch in ["BERTHIER_EMU_FAIL_LAUNCH", "BERTHIER_EMU_LOSE_DEVICE"] {
-        for maps in ["1", "0"] {
-            let switches = [(switch, "2"), (MAPS, maps), ("BERTHIER_EMU_MULTIPROCESSORS", "3")];
-            on_stand_in(name, &switches, || {
-                let desc = desc();
-                let mut cuda = small(&options(PersistentKernel::Always));
-                let make = || batch(&[0], &sequences(&[5], &desc));
-                let good = run(&mut *cuda, make(), desc.dim());
-                assert!(good.iter().all(|v| v.is_finite()));
-                let mut out = vec![f32::NAN; desc.dim()];
-                // both are on their way when the first of them fails
-                let both = cuda.submit(make()).and_then(|()| cuda.submit(make()));
-                let error = both.and_then(|()| cuda.collect(&mut out)).expect_err("it fails");
-                assert!(matches!(&error, Error::DeviceLost { device, .. } if device.starts_with("cuda:0")));
-            });
-        }
-    }
+fn a_failed_launch_that_writes_to_the_host_is_an_error() {
+    let name = "latency::a_failed_launch_that_writes_to_the_host_is_an_error";
+    fails_in_the_second_launch(name, "BERTHIER_EMU_FAIL_LAUNCH", "1");
+}
+
+#[test]
+fn a_device_lost_while_it_writes_to_the_host_is_an_error() {
+    let name = "latency::a_device_lost_while_it_writes_to_the_host_is_an_error";
+    fails_in_the_second_launch(name, "BERTHIER_EMU_LOSE_DEVICE", "1");
+}
+
+#[test]
+fn a_failed_launch_between_copies_is_an_error() {
+    let name = "latency::a_failed_launch_between_copies_is_an_error";
+    fails_in_the_second_launch(name, "BERTHIER_EMU_FAIL_LAUNCH", "0");
 }
 
 /// What two batches of one sequence take, by kernels of 10 µs and copies of 3.
@@ -259,6 +280,7 @@ fn time_is_that_of_the_gpus_clock() {
     let name = "latency::time_is_that_of_the_gpus_clock";
     let kernel_by_kernel = || BackendOptions { cuda_graphs: false, ..options(PersistentKernel::Never) };
     for maps in ["1", "0"] {
+        // in the child both turns are as it was started
         let switches = [
             ("BERTHIER_EMU_KERNEL_US", "10"),
             ("BERTHIER_EMU_COPY_US", "3"),
@@ -291,28 +313,30 @@ fn time_of_batches_in_flight_counts_their_kernels_once() {
     });
 }
 
-/// Twice the 50 MiB of the stand-in's L2, in its own memory, which may be wanting.
+/// Twice the 50 MiB of the stand-in's L2, in memory that stays.
 #[test]
 fn caches_are_swept_by_writing_more_than_they_hold() {
     let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/calls-sweep.txt");
     let name = "latency::caches_are_swept_by_writing_more_than_they_hold";
-    for memory in ["400000000", "90000000"] {
-        let switches = [("BERTHIER_EMU_CALLS", file), ("BERTHIER_EMU_MEMORY_BYTES", memory)];
-        on_stand_in(name, &switches, || {
-            let mut cuda = small(&options(PersistentKernel::Never));
-            let before = lines(file);
-            let swept = cuda.sweep_caches();
-            if std::env::var("BERTHIER_EMU_MEMORY_BYTES").unwrap() == "90000000" {
-                assert!(matches!(swept, Err(Error::DeviceMemory { .. })), "{swept:?}");
-            } else {
-                assert_eq!(swept.unwrap(), 100 << 20);
-                assert_eq!(calls(file, before)["cuMemsetD8Async"], 1);
-                assert_eq!(cuda.sweep_caches().unwrap(), 100 << 20);
-                assert_eq!(calls(file, before)["cuMemAlloc_v2"], 1, "memory stays");
-            }
-            matches_reference(&desc(), &mut *cuda, &[5, 2], 4e-3);
-        });
-    }
+    on_stand_in(name, &[("BERTHIER_EMU_CALLS", file)], || {
+        let mut cuda = small(&options(PersistentKernel::Never));
+        let before = lines(file);
+        for _ in 0..2 {
+            assert_eq!(cuda.sweep_caches().unwrap(), 100 << 20);
+        }
+        let calls = calls(file, before);
+        assert_eq!([calls["cuMemAlloc_v2"], calls["cuMemsetD8Async"]], [1, 2]);
+        matches_reference(&desc(), &mut *cuda, &[5, 2], 4e-3);
+    });
+}
+
+#[test]
+fn a_sweep_without_memory_is_an_error() {
+    let name = "latency::a_sweep_without_memory_is_an_error";
+    on_stand_in(name, &[("BERTHIER_EMU_MEMORY_BYTES", "90000000")], || {
+        let error = small(&options(PersistentKernel::Never)).sweep_caches().expect_err("100 MiB of 90 MB");
+        assert!(matches!(&error, Error::DeviceMemory { needed_bytes, .. } if *needed_bytes == 100 << 20));
+    });
 }
 
 /// `berthier bench latency`: the GPU's time beside the host's, in the table, the JSON, the plot and a comparison.

@@ -83,9 +83,12 @@ API cuMemFreeAsync(CUdeviceptr p, void* handle) {
   if (!a || !a->device || !allocations.count(p)) return INVALID_VALUE;
   return enqueue(stream_of(handle), "free", [p] { return release(p, true); });
 }
-API cuMemHostAlloc(void** p, size_t bytes, unsigned) {
+API cuMemHostAlloc(void** p, size_t bytes, unsigned flags) {
   ENTER();
-  return allocate((uint64_t*)p, bytes, nullptr);
+  if (CUresult r = allocate((uint64_t*)p, bytes, nullptr)) return r;
+  if (flags & 2 && settings.maps_host_memory)  // mapped: each access of a kernel goes over the bus
+    for (emu::Direction direction : {emu::READ, emu::WRITE}) emu::allow_once(*p, direction);
+  return SUCCESS;
 }
 API cuMemFreeHost(void* p) {
   ENTER();
@@ -179,15 +182,15 @@ API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) { ENTER(); r
 API cuMemcpyDtoH_v2(void* to, CUdeviceptr from, size_t bytes) { ENTER(); return now("cuMemcpyDtoH", to_host(to, from, bytes, current_context->null_stream)); }
 API cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return now("cuMemcpyDtoD", cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr)); }
 
-template <class V> static CUresult fill(CUdeviceptr p, V value, size_t n, void* stream) {
-  ENTER();
+template <class V> static CUresult fill(const char* call, CUdeviceptr p, V value, size_t n, void* stream) {
+  ENTER_AS(call);
   if (p % sizeof(V)) return INVALID_VALUE;
   if (CUresult r = check_range("memset", p, n * sizeof(V))) return r;
   if (!n) return SUCCESS;
   return enqueue(stream_of(stream), "memset", [=] { emu::launches_have_ended(); for (size_t i = 0; i < n; i++) ((V*)p)[i] = value; return (CUresult)SUCCESS; });
 }
-API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, void* stream) { return fill(p, v, n, stream); }
-API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, void* stream) { return fill(p, v, n, stream); }
-API cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, void* stream) { return fill(p, v, n, stream); }
-API cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) { return fill(p, v, n, nullptr); }
-API cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) { return fill(p, v, n, nullptr); }
+API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, void* stream) { return fill(__func__, p, v, n, stream); }
+API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, void* stream) { return fill(__func__, p, v, n, stream); }
+API cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, void* stream) { return fill(__func__, p, v, n, stream); }
+API cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) { return fill(__func__, p, v, n, nullptr); }
+API cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) { return fill(__func__, p, v, n, nullptr); }

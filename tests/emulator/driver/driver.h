@@ -93,7 +93,8 @@ void called(const char* name);               // into BERTHIER_EMU_CALLS
 CUresult break_context(Context* context, CUresult why);
 bool count_down(long& left);                 // true when it reaches its number
 // Every call that needs a context starts so.
-#define ENTER()                                          \
+#define ENTER() ENTER_AS(__func__)
+#define ENTER_AS(name)                                   \
   std::lock_guard<std::recursive_mutex> lock(big_lock);  \
-  called(__func__);                                      \
+  called(name);                                          \
   if (CUresult bad_ = check_context()) return bad_
