@@ -22,16 +22,16 @@
 #include "rows.cuh"
 
 struct EmbeddingTables { const half_t *word, *position, *type; };
-struct TokenIds { const int *ids, *position_ids, *type_ids; };
+struct TokenIds { int id, position, type; };  // rows of the tables
 
 // A token's row, by the lanes that hold it. `loaded` is called when all it reads is on its way.
 template <class T, int VECTORS, int WARPS, class F>
-DEV void embed_row(const EmbeddingTables& tables, const TokenIds& tokens, int token, LaneAffine<VECTORS, WARPS>& affine, half_t* out,
+DEV void embed_row(const EmbeddingTables& tables, const TokenIds& ids, int token, LaneAffine<VECTORS, WARPS>& affine, half_t* out,
                    int hidden, float eps, int norm, float* scratch, F loaded) {
   u128 raw_word[VECTORS], raw_position[VECTORS], raw_type[VECTORS];
-  load_row<VECTORS, WARPS>(raw_word, tables.word + (size_t)tokens.ids[token] * hidden, hidden);
-  load_row<VECTORS, WARPS>(raw_position, tables.position ? tables.position + (size_t)tokens.position_ids[token] * hidden : nullptr, hidden);
-  load_row<VECTORS, WARPS>(raw_type, tables.type ? tables.type + (size_t)tokens.type_ids[token] * hidden : nullptr, hidden);
+  load_row<VECTORS, WARPS>(raw_word, tables.word + (size_t)ids.id * hidden, hidden);
+  load_row<VECTORS, WARPS>(raw_position, tables.position ? tables.position + (size_t)ids.position * hidden : nullptr, hidden);
+  load_row<VECTORS, WARPS>(raw_type, tables.type ? tables.type + (size_t)ids.type * hidden : nullptr, hidden);
   loaded();
   float x[VECTORS][VECTOR] = {};
   add_row<F16>(x, raw_word);
@@ -43,7 +43,7 @@ DEV void embed_row(const EmbeddingTables& tables, const TokenIds& tokens, int to
 }
 
 template <class T, int VECTORS, int WARPS>
-DEV void embed_layernorm(const EmbeddingTables& tables, const TokenIds& tokens, RowAffine affine, half_t* out, int total_tokens, int hidden,
+DEV void embed_layernorm(const EmbeddingTables& tables, const int* ids, const int* position_ids, const int* type_ids, RowAffine affine, half_t* out, int total_tokens, int hidden,
                          float eps, int norm) {
   SMEM_ARRAY(float, scratch, 2 * WARPS);
   int token = row_index<WARPS>();
@@ -51,14 +51,15 @@ DEV void embed_layernorm(const EmbeddingTables& tables, const TokenIds& tokens, 
   if (norm == ROW_AS_IT_IS) affine = RowAffine{nullptr, nullptr};
   auto lane_affine = LaneAffine<VECTORS, WARPS>::early(affine, hidden);
   griddep_wait();
-  embed_row<T, VECTORS, WARPS>(tables, tokens, token, lane_affine, out, hidden, eps, norm, scratch, [] { griddep_launch(); });
+  const TokenIds own{ids[token], tables.position ? position_ids[token] : 0, tables.type ? type_ids[token] : 0};
+  embed_row<T, VECTORS, WARPS>(tables, own, token, lane_affine, out, hidden, eps, norm, scratch, [] { griddep_launch(); });
 }
 
 #define EMBED_LAYERNORM(name, threads, min_blocks, T, VECTORS, WARPS)                                                   \
   KERNEL_MIN_BLOCKS(threads, min_blocks, name, const half_t* word, const half_t* position, const half_t* type,         \
                     const int* ids, const int* position_ids, const int* type_ids, const float* gamma, const float* beta, \
                     half_t* out, int total_tokens, int hidden, float eps, int norm) {                                   \
-    embed_layernorm<T, VECTORS, WARPS>(EmbeddingTables{word, position, type}, TokenIds{ids, position_ids, type_ids},    \
+    embed_layernorm<T, VECTORS, WARPS>(EmbeddingTables{word, position, type}, ids, position_ids, type_ids,              \
                                        RowAffine{gamma, beta}, out, total_tokens, hidden, eps, norm);                   \
   }
 ROW_KERNEL_SIZES(EMBED_LAYERNORM, embed_layernorm, f16, F16)

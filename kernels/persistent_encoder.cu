@@ -8,7 +8,7 @@
 // phases. While a block waits, the weights of its next product are on their way into shared memory: they depend on nothing.
 //
 // Arguments   model, batch: the structs below, by value; src/backend/cuda/device/persistent.rs mirrors them
-// Limits      1 to 256 tokens; hidden at most 1,024, intermediate at most 4,096, multiples of 8; head size 32, 64, 128; products not
+// Limits      1 to 256 tokens, at most 256 sequences and tiles; hidden at most 1,024, intermediate at most 4,096, multiples of 8; head size 32, 64, 128; products not
 //             gated; no pooling by the maximum; weights as epilogue.cuh wants them folded, of the first layer's qkv not folded
 // Launch      cooperative, grid at most one block a multiprocessor and the same at every launch on the same `barrier`; block and
 //             dynamic shared memory as in the table at the end
@@ -51,16 +51,19 @@ struct PersistentModel {
   half_t *x, *qkv, *attended;                 // [256, hidden], [256, 3 hidden], [256, hidden]: the stream, and around attention
   const float *final_gamma, *final_beta;      // of the last layer's second layernorm
   uint32_t* barrier;                          // [gridDim.x], zeros at first
+  u128* tiles;                                // [256], and
+  int *cu_seqlens, *left_out;                 // [257], [256]: where the batch's go, as all phases read them
   int32_t layers, hidden, num_heads, head_dim;
   float embeddings_eps, final_eps;
   int32_t pooling;                            // Pooling of pool.cu
   int32_t reserved;
 };
-static_assert(sizeof(PersistentModel) == 128, "Rust mirrors this layout");
+static_assert(sizeof(PersistentModel) == 152, "Rust mirrors this layout");
 
+// All of it may lie in the host's memory: each word is read once, in the first phase, or written once.
 struct PersistentBatch {
   const int *ids, *position_ids, *type_ids;   // [total_tokens]
-  const int *cu_seqlens, *left_out;           // [batch + 1]; [batch] or null, as in pool.cu
+  const int *cu_seqlens, *left_out;           // [batch + 1], the first one 0; [batch] or null, as in pool.cu
   const u128* tiles;                          // [tile_count] {first row of the sequence, its tokens, first query, queries}: an
                                               // entry at every 16th query; one of 0 tokens is skipped
   float* vectors;                             // [batch, hidden]
@@ -296,7 +299,7 @@ template <class T, int D> DEV void attend(const PersistentModel& m, const u128* 
   constexpr int ROW_BYTES = 2 * D, KEYS = SUM_BYTES / ROW_BYTES, G = KEYS / attention::GROUP;
   static_assert(QUERY_ROWS * ROW_BYTES <= SUM_BYTES && KEYS % attention::GROUP == 0, "shared memory");
   const int lane = computed_here(threadIdx.x) % LANES, hidden = m.hidden, stride = 3 * hidden;
-  const u128 tile = ld_global_nc_128(entry);
+  const u128 tile = ld_global_128(entry);
   const int tokens = (int)tile.y, first_query = (int)tile.z;
   if (tokens == 0) return;
   const saddr values = keys + SUM_BYTES;
@@ -337,7 +340,7 @@ template <class T> DEV void attention_phase(const PersistentModel& m, const Pers
   const saddr queries = sums + warp * SUM_BYTES, keys = weights + 2 * warp * SUM_BYTES;
 #pragma unroll 1
   for (int item = blockIdx.x + warp * gridDim.x; item < items; item += gridDim.x * WARPS) {
-    const u128* entry = b.tiles + item / m.num_heads;
+    const u128* entry = m.tiles + item / m.num_heads;
     const int head = item % m.num_heads;
     if (m.head_dim == 32) attend<T, 32>(m, entry, head, queries, keys);
     else if (m.head_dim == 64) attend<T, 64>(m, entry, head, queries, keys);
@@ -346,14 +349,37 @@ template <class T> DEV void attention_phase(const PersistentModel& m, const Pers
 }
 
 // ---- the ends of the network -------------------------------------------------------------------------------------------------------
-// The rows of tokens, the whole block one.
-template <class T> DEV void embed(const PersistentModel& m, const PersistentBatch& b) {
+// The rows of tokens, the whole block one. All that is read of the batch is on its way at once: from the host's memory it takes some
+// microsecond. The last block, which has the fewest tokens, copies what the phases behind read.
+template <class T> DEV void embed(const PersistentModel& m, const PersistentBatch& b, saddr own_ids) {
+  static_assert(THREADS == MOST_TOKENS, "a token, a sequence, a tile a thread");
   SMEM_ARRAY(float, scratch, 2 * WARPS);
   auto affine = LaneAffine<1, WARPS>::early(RowAffine{m.embeddings_gamma, m.embeddings_beta}, m.hidden);
+  const int i = threadIdx.x, token_of_thread = blockIdx.x + i * gridDim.x;
+  const bool copies = blockIdx.x == gridDim.x - 1, copies_tile = copies && i < b.tile_count, copies_sequence = copies && i < b.batch;
+  const bool copies_left_out = copies_sequence && b.left_out;
+  u128 ids = u128{0, 0, 0, 0}, tile = ids;
+  uint32_t end = 0, left_out = 0;
+  if (token_of_thread < b.total_tokens) {
+    ids.x = ld_global_nc_32(b.ids + token_of_thread);
+    if (m.position) ids.y = ld_global_nc_32(b.position_ids + token_of_thread);
+    if (m.type) ids.z = ld_global_nc_32(b.type_ids + token_of_thread);
+  }
+  if (copies_tile) tile = ld_global_nc_128(b.tiles + i);
+  if (copies_sequence) end = ld_global_nc_32(b.cu_seqlens + i + 1);
+  if (copies_left_out) left_out = ld_global_nc_32(b.left_out + i);
+  st_shared_128(own_ids + 16 * i, ids);
+  if (copies_tile) st_global_128(m.tiles + i, tile);
+  if (copies && i == 0) st_global_32(m.cu_seqlens, 0);
+  if (copies_sequence) st_global_32(m.cu_seqlens + i + 1, end);
+  if (copies_left_out) st_global_32(m.left_out + i, left_out);
+  sync_block();
 #pragma unroll 1
-  for (int token = blockIdx.x; token < b.total_tokens; token += gridDim.x)
-    embed_row<T, 1, WARPS>(EmbeddingTables{m.word, m.position, m.type}, TokenIds{b.ids, b.position_ids, b.type_ids}, token, affine, m.x,
-                           m.hidden, m.embeddings_eps, ROW_LAYERNORM, scratch, [] {});
+  for (int token = blockIdx.x, own = 0; token < b.total_tokens; token += gridDim.x, own++) {
+    const u128 row = ld_shared_128(own_ids + 16 * own);
+    embed_row<T, 1, WARPS>(EmbeddingTables{m.word, m.position, m.type}, TokenIds{(int)row.x, (int)row.y, (int)row.z}, token, affine, m.x, m.hidden,
+                           m.embeddings_eps, ROW_LAYERNORM, scratch, [] {});
+  }
 }
 // The last layernorm is applied on the way into the sums of a pooling.
 template <class T> DEV void pool(const PersistentModel& m, const PersistentBatch& b, saddr partial, saddr norms) {
@@ -370,7 +396,7 @@ template <class T> DEV void pool(const PersistentModel& m, const PersistentBatch
   const int columns = (m.hidden + POOL_COLUMNS - 1) / POOL_COLUMNS * POOL_COLUMNS;
 #pragma unroll 1
   for (int sequence = blockIdx.x; sequence < b.batch; sequence += gridDim.x) {
-    const PooledTokens t = pooled_tokens(sequence, b.cu_seqlens, b.left_out, m.pooling);
+    const PooledTokens t = pooled_tokens(sequence, m.cu_seqlens, b.left_out ? m.left_out : nullptr, m.pooling);
     pool_sequence<T, THREADS, false>(m.x, sequence, t, m.hidden, 0, columns, m.pooling, PoolOutput{b.vectors, b.normalize, 0, m.hidden, 0}, partial,
                                      normalised_at, [] {});
     sync_block();  // the next sequence's sums take their place
@@ -393,7 +419,7 @@ template <class T> DEV void encoder(uint8_t* shared, const PersistentModel& m, c
   griddep_wait();
   GridBarrier all = grid_barrier(m.barrier);
   describe(0);
-  embed<T>(m, b);
+  embed<T>(m, b, sums);
   bool fetched = false;  // whether the weights of the next product are on their way
 #pragma unroll 1
   for (int phase = 0;; phase++) {

@@ -463,6 +463,10 @@ fn bench_measures_and_compares() {
         ["text 4x1", "ids 4x1", "text 4x2", "ids 4x2"].map(|n| format!("latency {n}"))
     );
     assert!(closed["series"].as_array().unwrap().iter().all(|s| samples(s) == 20));
+    assert!(
+        closed["points"].as_array().unwrap().iter().all(|p| p.get("gpu_us").is_none()),
+        "the CPU is no GPU"
+    );
     let point = &closed["points"][0]["latency_us"];
     assert!(point["p50"].as_f64().unwrap() <= point["p90"].as_f64().unwrap() && point["p99"].is_null());
     assert!(fs::read_to_string(place.path("closed.svg")).unwrap().starts_with("<svg"));

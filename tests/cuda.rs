@@ -18,6 +18,8 @@ mod failures;
 mod families;
 #[path = "common/golden.rs"]
 mod golden;
+#[path = "cuda/latency.rs"]
+mod latency;
 #[path = "common/minilm.rs"]
 mod minilm;
 #[path = "cuda/models.rs"]

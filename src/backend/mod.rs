@@ -6,6 +6,7 @@ use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{ModelDesc, Weights};
 use crate::threads::Threads;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 mod choice;
@@ -62,6 +63,46 @@ pub trait Backend: Send {
     /// # Panics
     /// If nothing was submitted or `out` has another length.
     fn collect(&mut self, out: &mut [f32]) -> Result<PackedBatch>;
+
+    /// Has each batch timed by the device's own clock from now on, if it has one. Taking the time costs some of it. No batch is in
+    /// flight, here and when it ends.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn start_timing(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends that, and gives the time of all batches that were timed; none of a device that has no clock of its own.
+    fn stop_timing(&mut self) -> Option<DeviceTime> {
+        None
+    }
+
+    /// Has the device's own caches forget what they hold, and waits for it; says how many bytes were written for that, 0 where
+    /// there are none but the host's. No batch is in flight.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn sweep_caches(&mut self) -> Result<usize> {
+        Ok(0)
+    }
+}
+
+/// What devices took for batches, by their own clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeviceTime {
+    /// From the start of the copy of ids to the device to the end of the copy of vectors from it, with all that the device waited
+    /// in between. Where kernels read and write the host's memory, as long as `kernels`.
+    pub total: Duration,
+    /// From the start of the first kernel to the end of the last one.
+    pub kernels: Duration,
+}
+
+impl AddAssign for DeviceTime {
+    fn add_assign(&mut self, other: Self) {
+        self.total += other.total;
+        self.kernels += other.kernels;
+    }
 }
 
 /// What one backend takes at a time.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 mod cross_encoder;
 mod devices;
+mod measure;
 mod pool;
 mod run;
 mod stream;
@@ -406,8 +407,8 @@ impl Embedder {
         Ok(Embeddings { data, dim, tokens })
     }
 
-    /// As [`embed_ids`](Self::embed_ids), into the caller's buffer: `[offsets.len() - 1, dim]` row-major. On the CPU, a call
-    /// that is no larger than those before it allocates nothing.
+    /// As [`embed_ids`](Self::embed_ids), into the caller's buffer: `[offsets.len() - 1, dim]` row-major. On the CPU, and if it is one
+    /// small batch for a GPU that is free, a call that is no larger than those before it allocates nothing.
     ///
     /// # Errors
     /// [`Error::BufferSize`]; [`Error::Row`] if offsets do not rise, a sequence is empty or longer than the

@@ -5,7 +5,7 @@
 //! vectors, so that a call that is given up leaves nothing behind that is borrowed. Knows nothing of texts and rows.
 
 use crate::backend::Backend;
-use crate::batch::PackedBatch;
+use crate::batch::{PackedBatch, Plan};
 use crate::error::{Error, Result};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// One batch and the place of its vectors, `[batch, dim]`. Kept for their memory.
+/// One batch and the place of its vectors, `[batch, dim]`, and a window's plan. Kept for their memory.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     pub(super) batch: PackedBatch,
     pub(super) vectors: Vec<f32>,
+    pub(super) plan: Plan,
 }
 
 /// Devices with a thread each.
@@ -83,7 +84,8 @@ pub(super) struct Done {
 /// One caller's batches. Those that are not done are given up when it is dropped.
 pub(super) struct Call<'p> {
     pool: &'p Pool,
-    inbox: Arc<Inbox>,
+    /// Since the first push.
+    inbox: Option<Arc<Inbox>>,
     /// Pushed and not taken back.
     outstanding: usize,
 }
@@ -138,6 +140,16 @@ impl Pool {
         lock(&self.shared.queue).failures.iter().map(|(name, message)| format!("{name}: {message}")).collect()
     }
 
+    /// Each backend that has not failed, when it is free.
+    pub(super) fn each(&self, mut f: impl FnMut(&mut dyn Backend) -> Result<()>) -> Result<()> {
+        for device in &self.shared.devices {
+            if let Some(backend) = lock(&device.backend).as_mut() {
+                f(&mut **backend)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Memory for a batch: another one's that is done, or none yet.
     pub(super) fn spare(&self) -> Buffers {
         lock(&self.shared.queue).spares.pop().unwrap_or_default()
@@ -150,7 +162,7 @@ impl Pool {
 
     /// Opens a call.
     pub(super) fn call(&self) -> Call<'_> {
-        Call { pool: self, inbox: Arc::default(), outstanding: 0 }
+        Call { pool: self, inbox: None, outstanding: 0 }
     }
 
     /// Computes one batch on the caller's own thread, if a device is free and nobody waits: without the way to another
@@ -204,7 +216,8 @@ impl Call<'_> {
         if queue.alive == 0 {
             return Err(queue.lost());
         }
-        queue.jobs.push_back(Job { call: self.inbox.clone(), tag, buffers });
+        let call = self.inbox.get_or_insert_default().clone();
+        queue.jobs.push_back(Job { call, tag, buffers });
         drop(queue);
         // all: the one that hears it may have to wait for a caller who has its device
         self.pool.shared.work.notify_all();
@@ -219,7 +232,7 @@ impl Call<'_> {
 
     /// A batch that has come back, in whatever order.
     pub(super) fn try_take(&mut self) -> Option<Done> {
-        let done = lock(&self.inbox.done).pop_front()?;
+        let done = lock(&self.inbox.as_ref()?.done).pop_front()?;
         self.outstanding -= 1;
         Some(done)
     }
@@ -231,11 +244,12 @@ impl Call<'_> {
     pub(super) fn take(&mut self) -> Done {
         assert!(self.outstanding > 0, "something to wait for");
         self.outstanding -= 1;
-        let mut done = lock(&self.inbox.done);
+        let inbox = self.inbox.as_ref().expect("what is outstanding was pushed");
+        let mut done = lock(&inbox.done);
         loop {
             match done.pop_front() {
                 Some(done) => return done,
-                None => done = self.inbox.ready.wait(done).unwrap_or_else(PoisonError::into_inner),
+                None => done = inbox.ready.wait(done).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
@@ -243,7 +257,9 @@ impl Call<'_> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.inbox.abandoned.store(true, Ordering::Relaxed);
+        if let Some(inbox) = &self.inbox {
+            inbox.abandoned.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -29,7 +29,6 @@ pub(super) enum Crew {
 pub(super) struct Single {
     backend: Box<dyn Backend>,
     buffers: Buffers,
-    plan: Plan,
 }
 
 /// Tokenised sequences that are packed together.
@@ -96,10 +95,18 @@ impl Crew {
         if backends.len() == 1
             && let Some(backend) = backends.pop_if(|backend| backend.capacity().in_flight <= 1)
         {
-            let (buffers, plan) = (Buffers::default(), Plan::default());
-            return Ok(Self::Single(Box::new(Mutex::new(Single { backend, buffers, plan }))));
+            let buffers = Buffers::default();
+            return Ok(Self::Single(Box::new(Mutex::new(Single { backend, buffers }))));
         }
         Ok(Self::Pool(Pool::new(backends)?))
+    }
+
+    /// Each backend that has not failed, when it is free.
+    pub(super) fn each(&self, mut f: impl FnMut(&mut dyn Backend) -> Result<()>) -> Result<()> {
+        match self {
+            Self::Single(single) => f(&mut *single.lock().unwrap_or_else(PoisonError::into_inner).backend),
+            Self::Pool(pool) => pool.each(f),
+        }
     }
 
     pub(super) fn failures(&self) -> Vec<String> {
@@ -196,12 +203,12 @@ impl Output<'_, '_> {
     ) -> Result<()> {
         // a poisoned lock only says that another caller's batch failed: every batch starts afresh
         let lock = || single.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut plan = std::mem::take(&mut lock().plan);
+        let mut plan = std::mem::take(&mut lock().buffers.plan);
         let mut first = 0;
         while first < self.rows() {
             let window = self.window(next(first)?, first, plan);
             for i in 0..window.plan.batches.len() {
-                let Single { backend, buffers, .. } = &mut *lock();
+                let Single { backend, buffers } = &mut *lock();
                 self.pack(&window, i, buffers);
                 backend.submit(std::mem::take(&mut buffers.batch))?;
                 buffers.batch = backend.collect(&mut buffers.vectors)?;
@@ -210,7 +217,7 @@ impl Output<'_, '_> {
             first += window.sequences.count();
             plan = window.plan;
         }
-        lock().plan = plan;
+        lock().buffers.plan = plan;
         Ok(())
     }
 
@@ -218,7 +225,7 @@ impl Output<'_, '_> {
     fn pack<S: Sequences>(&self, window: &Window<S>, i: usize, buffers: &mut Buffers) {
         let desc = &self.embedder.shared.desc;
         let (dim, full) = (self.embedder.dim(), desc.dim());
-        let Buffers { batch, vectors } = buffers;
+        let Buffers { batch, vectors, .. } = buffers;
         batch.clear();
         batch.skip_tokens = self.skip_tokens;
         batch.token_vectors = self.tokens.is_some();
@@ -301,7 +308,10 @@ impl<'a, 'e, 'o, S: Sequences> Pumped<'a, 'e, 'o, S> {
     }
 
     fn run(mut self, mut next: impl FnMut(usize) -> Result<S>) -> Result<()> {
-        let result = self.pump(&mut next);
+        let result = match self.at_once(&mut next) {
+            Ok(false) => self.pump(&mut next),
+            other => other.map(drop),
+        };
         if let Err(Error::DeviceLost { .. }) = result {
             // with the last device, all that was queued has come back
             while self.call.outstanding() > 0 {
@@ -311,6 +321,36 @@ impl<'a, 'e, 'o, S: Sequences> Pumped<'a, 'e, 'o, S> {
             self.blank_unfinished();
         }
         result
+    }
+
+    /// Computes the first window if it is all and one batch, and a device is free; otherwise leaves it to [`pump`](Self::pump).
+    /// Allocates nothing once calls as large have been made.
+    fn at_once(&mut self, next: &mut impl FnMut(usize) -> Result<S>) -> Result<bool> {
+        let rows = self.output.rows();
+        if rows == 0 {
+            return Ok(true);
+        }
+        let mut buffers = self.pool.spare();
+        let window = self.output.window(next(0)?, 0, std::mem::take(&mut buffers.plan));
+        let mut computed = false;
+        if window.batch(0).len() == rows {
+            self.output.pack(&window, 0, &mut buffers);
+            (buffers, computed) = self.pool.try_now(buffers);
+        }
+        if computed {
+            self.output.place(&window, 0, &buffers.vectors);
+            buffers.plan = window.plan;
+        } else {
+            self.open(window);
+        }
+        self.pool.give_back(buffers);
+        Ok(computed)
+    }
+
+    fn open(&mut self, window: Window<S>) {
+        self.next_row += window.sequences.count();
+        let finished = vec![false; window.plan.batches.len()];
+        self.windows.push_back(OpenWindow { window, next: 0, finished });
     }
 
     fn pump(&mut self, next: &mut impl FnMut(usize) -> Result<S>) -> Result<()> {
@@ -324,19 +364,10 @@ impl<'a, 'e, 'o, S: Sequences> Pumped<'a, 'e, 'o, S> {
             if let Some(tag) = self.again.pop() {
                 self.push(tag)?;
             } else if room && let Some(tag) = self.unqueued() {
-                if self.output.rows() == self.window(tag.0).batch(tag.1).len() {
-                    let mut buffers = self.pool.spare();
-                    self.output.pack(&self.windows[0].window, tag.1, &mut buffers);
-                    let (buffers, computed) = self.pool.try_now(buffers);
-                    self.take_back(Done { tag, buffers, computed });
-                } else {
-                    self.push(tag)?;
-                }
+                self.push(tag)?;
             } else if room && self.next_row < self.output.rows() {
                 let window = self.output.window(next(self.next_row)?, self.next_row, Plan::default());
-                self.next_row += window.sequences.count();
-                let finished = vec![false; window.plan.batches.len()];
-                self.windows.push_back(OpenWindow { window, next: 0, finished });
+                self.open(window);
             } else if self.call.outstanding() > 0 {
                 let done = self.call.take();
                 self.take_back(done);

@@ -84,6 +84,8 @@ std::vector<const Kernel*> all_kernels();
 // `holds_addresses`: of other allocations, in words of 8 bytes.
 void register_memory(const void* start, size_t bytes, const char* label = "", bool writable = true, size_t margin = 0, bool holds_addresses = false);
 void unregister_memory(const void* start);
+// Of a registered start: no word may be touched in this way twice in a launch. Seen in accesses through wrappers.
+void allow_once(const void* start, Direction);
 struct Memory { uint64_t id; uint8_t* start; size_t bytes, margin; bool writable, holds_addresses; };  // id: of the registration
 std::vector<Memory> registered_memory();
 void launches_have_ended();              // the host has waited for all launches so far

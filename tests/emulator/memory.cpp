@@ -57,15 +57,23 @@ uint8_t* cluster_access(saddr a, uint32_t rank, uint32_t bytes, Loc loc) {
 // Who touched what is kept by pieces, as an arena is one allocation.
 constexpr size_t PIECE = 256;
 struct Piece { uint32_t written_by = 0, read_by = 0; };  // numbers of launches
-struct Allocation { uintptr_t start; size_t bytes; std::string label; bool writable; std::vector<Piece> pieces; size_t margin; bool holds_addresses; uint64_t id; };
+struct Allocation {
+  uintptr_t start; size_t bytes; std::string label; bool writable; std::vector<Piece> pieces; size_t margin; bool holds_addresses; uint64_t id;
+  std::vector<uint32_t> once[2];             // by direction: of each word the launch that has touched it; empty where any may
+};
 static std::map<uintptr_t, Allocation>& allocations() { static std::map<uintptr_t, Allocation> m; return m; }
 static std::mutex allocations_mutex;
 static uint64_t allocations_version = 1;
 void register_memory(const void* start, size_t bytes, const char* label, bool writable, size_t margin, bool holds_addresses) {
   std::lock_guard<std::mutex> lock(allocations_mutex);
   static uint64_t registrations = 0;
-  allocations()[(uintptr_t)start] = {(uintptr_t)start, bytes, label, writable, std::vector<Piece>(bytes / PIECE + 2), margin, holds_addresses, ++registrations};
+  allocations()[(uintptr_t)start] = {(uintptr_t)start, bytes, label, writable, std::vector<Piece>(bytes / PIECE + 2), margin, holds_addresses, ++registrations, {}};
   allocations_version++;
+}
+void allow_once(const void* start, Direction direction) {
+  std::lock_guard<std::mutex> lock(allocations_mutex);
+  Allocation& a = allocations().at((uintptr_t)start);
+  a.once[direction].assign(a.bytes / 4, 0);
 }
 std::vector<Memory> registered_memory() {
   std::lock_guard<std::mutex> lock(allocations_mutex);
@@ -129,6 +137,10 @@ static void note_access(Allocation& a, uintptr_t p, size_t bytes, bool write, co
     if (!f.waited && !f.early && (later(piece.written_by) || (write && later(piece.read_by)))) { f.early = what; f.early_at = loc; }
     __atomic_store_n(write ? &piece.written_by : &piece.read_by, launch_number, __ATOMIC_RELAXED);
   }
+  auto& once = a.once[write ? WRITE : READ];
+  for (size_t word = (p - a.start) / 4; !once.empty() && word < (p - a.start + bytes) / 4; word++)
+    if (__atomic_exchange_n(&once[word], launch_number, __ATOMIC_RELAXED) == launch_number)
+      fail("%s at %s:%d: word %zu of %s a second time", what, AT(loc), word, a.label.c_str());
 }
 void griddep_wait(Loc loc) {
   Fiber& f = *running;

@@ -193,6 +193,9 @@ class GuardedBase {
   }
   // That an input holds addresses of other buffers, which on a GPU are others.
   void holds_addresses() { emu::register_memory(start_, bytes_, label(), false, BAND, true); }
+  // That a kernel reads (writes) no word of it more than once: it stands for the host's memory.
+  void read_once() { emu::allow_once(start_, emu::READ); }
+  void write_once() { emu::allow_once(start_, emu::WRITE); }
   size_t bytes() const { return bytes_; }
 
  protected:

@@ -65,9 +65,10 @@ struct PlainModel {
     return *model;
   }
 
-  std::vector<std::vector<double>> forward(const Ids& batch) const {
+  // `left_out`: of each sequence, tokens at its start that the pooling leaves out; empty: none
+  std::vector<std::vector<double>> forward(const Ids& batch, const std::vector<int>& left_out) const {
     std::vector<std::vector<double>> vectors;
-    for (auto& ids : batch) vectors.push_back(vector_of(ids));
+    for (size_t s = 0; s < batch.size(); s++) vectors.push_back(vector_of(batch[s], left_out.empty() ? 0 : (size_t)left_out[s]));
     return vectors;
   }
 
@@ -96,7 +97,7 @@ struct PlainModel {
   static double activated(double x, int activation) {
     return activation == ACT_GELU ? 0.5 * x * erfc(-x * M_SQRT1_2) : activation == ACT_RELU ? fmax(x, 0) : x / (1 + exp(-x));
   }
-  std::vector<double> vector_of(const std::vector<int>& ids) const {
+  std::vector<double> vector_of(const std::vector<int>& ids, size_t left_out) const {
     const size_t h = size.hidden, n = ids.size(), d = h / size.heads;
     Rows x;
     for (size_t t = 0; t < n; t++)
@@ -126,8 +127,9 @@ struct PlainModel {
       layernorm(x, p.gamma[1], p.beta[1]);
     }
     std::vector<double> pooled(h);
-    for (size_t t = 0; t < (size.pooling == POOL_CLS ? 1 : n); t++)
-      for (size_t c = 0; c < h; c++) pooled[c] += x[t * h + c] / (double)(size.pooling == POOL_CLS ? 1 : n);
+    const size_t end = size.pooling == POOL_CLS ? left_out + 1 : n;
+    for (size_t t = left_out; t < end; t++)
+      for (size_t c = 0; c < h; c++) pooled[c] += x[t * h + c] / (double)(end - left_out);
     double squares = 0;
     for (double v : pooled) squares += v * v;
     if (size.normalize)
@@ -167,11 +169,12 @@ template <class T> class Encoder {
     products_.reset(new Guarded<PersistentProduct>(products, "products"));
     products_->holds_addresses();
     model_ = PersistentModel{to16(m.word), to16(m.position), to16(m.type), to32(m.gamma), to32(m.beta), products_->data(), x_->data(), wide_->data(),
-                             z_->data(), to32(below->gamma[1]), to32(below->beta[1]), barrier_->data(), m.size.layers, m.size.hidden, m.size.heads,
+                             z_->data(), to32(below->gamma[1]), to32(below->beta[1]), barrier_->data(), tiles_.data(), cu_seqlens_.data(),
+                             left_out_.data(), m.size.layers, m.size.hidden, m.size.heads,
                              m.size.hidden / m.size.heads, EPS, EPS, m.size.pooling, 0};
   }
 
-  std::vector<float> forward(const Ids& batch) {
+  std::vector<float> forward(const Ids& batch, const std::vector<int>& left_out = {}) {
     std::vector<int> ids, positions, types, cu{0};
     std::vector<u128> tiles{u128{0, 0, 0, 0}};  // one to skip
     for (auto& sequence : batch) {
@@ -181,11 +184,14 @@ template <class T> class Encoder {
       cu.push_back((int)ids.size());
     }
     Guarded<int> ids_d(ids, "ids"), positions_d(positions, "position_ids"), types_d(types, "type_ids"), cu_d(cu, "cu_seqlens");
+    Guarded<int> left_out_d(left_out, "left_out");
     Guarded<u128> tiles_d(tiles, "tiles");
+    for (GuardedBase* given : std::initializer_list<GuardedBase*>{&ids_d, &positions_d, &types_d, &cu_d, &left_out_d, &tiles_d}) given->read_once();
     Guarded<float> vectors(batch.size() * size_.hidden, "vectors");
-    PersistentBatch b{ids_d.data(), positions_d.data(), types_d.data(), cu_d.data(), nullptr, tiles_d.data(), vectors.data(),
+    PersistentBatch b{ids_d.data(), positions_d.data(), types_d.data(), cu_d.data(), left_out.empty() ? nullptr : left_out_d.data(), tiles_d.data(), vectors.data(),
                       (int)tiles.size(), (int)ids.size(), (int)batch.size(), size_.normalize};
     for (auto* buffer : {x_.get(), y_.get(), z_.get(), wide_.get()}) buffer->refill_with_nan();  // nothing is left from before
+    vectors.write_once();
     launch(std::is_same<T, F16>::value ? persistent_encoder_f16 : persistent_encoder_bf16, {(unsigned)grid_}, {persistent::THREADS},
            persistent::SHARED_BYTES, model_, b);
     launches_++;
@@ -246,6 +252,8 @@ template <class T> class Encoder {
   int grid_, launches_ = 0;
   std::unique_ptr<Guarded<half_t>> x_, y_, z_, wide_;
   std::unique_ptr<Guarded<uint32_t>> barrier_;
+  Guarded<u128> tiles_{persistent::MOST_TOKENS, "the kernel's tiles"};
+  Guarded<int> cu_seqlens_{persistent::MOST_TOKENS + 1, "the kernel's cu_seqlens"}, left_out_{persistent::MOST_TOKENS, "the kernel's left_out"};
   std::unique_ptr<Guarded<PersistentProduct>> products_;
   std::vector<std::unique_ptr<Guarded<half_t>>> halves_;
   std::vector<std::unique_ptr<Guarded<float>>> floats_;
@@ -267,8 +275,8 @@ static double angle(const float* a, const std::vector<double>& b) {  // 1 - cosi
   for (size_t c = 0; c < b.size(); c++) { dot += (double)a[c] * b[c]; aa += (double)a[c] * a[c]; bb += b[c] * b[c]; }
   return 1 - dot / sqrt(aa * bb);
 }
-template <class T> static void check_vectors(const PlainModel& m, const Ids& batch, const std::vector<float>& got) {
-  const auto want = m.forward(batch);
+template <class T> static void check_vectors(const PlainModel& m, const Ids& batch, const std::vector<float>& got, const std::vector<int>& left_out = {}) {
+  const auto want = m.forward(batch, left_out);
   const double bar = std::is_same<T, F16>::value ? 1e-5 : 1e-4;
   double worst = 0;
   for (size_t s = 0; s < batch.size(); s++) {
@@ -288,6 +296,12 @@ template <class T> static void matches(Size size, const std::vector<int>& length
   Encoder<T> encoder(m, grid);
   check_vectors<T>(m, batch, encoder.forward(batch));
   expect_no_bank_conflicts(grid);
+}
+template <class T> static void leaves_out(Size size, const std::vector<int>& lengths, const std::vector<int>& left_out, int grid) {
+  const PlainModel m = PlainModel::random(size, case_seed);
+  const Ids batch = sequences(lengths);
+  Encoder<T> encoder(m, grid);
+  check_vectors<T>(m, batch, encoder.forward(batch, left_out), left_out);
 }
 // Several batches one after another, of which the last is the first again.
 template <class T> static void launches_follow_each_other(Size size, int grid) {
@@ -345,6 +359,9 @@ template <class T> static void add_cases() {
   add_case(format("%s 256 tokens", t), [] { matches<T>({64, 2, 96, 1}, {256}, 7); });
   add_case(format("%s widest rows", t), [] { matches<T>({1024, 16, 4096, 1}, {11}, 12); });
   add_case(format("%s more blocks than columns", t), [] { matches<T>({64, 2, 96, 1}, {6}, 40); });
+  for (Pooling pooling : {POOL_MEAN, POOL_CLS})
+    add_case(format("%s tokens left out, pooling %d", t, pooling), [=] { leaves_out<T>({64, 2, 96, 1, pooling}, {5, 19, 2, 30}, {2, 3, 1, 0}, 3); });
+  add_case(format("%s as many sequences as tokens", t), [] { matches<T>({64, 2, 40, 1}, std::vector<int>(255, 1), 3); });
   add_case(format("%s launches follow each other", t), [] { launches_follow_each_other<T>({64, 2, 96, 2}, 4); }, QUICK);
   add_case(format("%s bits depend on the sequence alone", t), [] { bits_depend_on_the_sequence_alone<T>({64, 2, 96, 2}); });
   add_case(format("%s bits are stable over interleavings", t), [] { bits_are_stable_over_interleavings<T>({64, 2, 40, 1}, 5); });

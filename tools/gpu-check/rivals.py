@@ -403,7 +403,10 @@ class Benchmark:
             for point in said["points"]:
                 row = {"one launch": kernel} | {k: point[k] for k in ("from", "tokens", "texts", "samples")}
                 row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
-                emit(table="latency: berthier, wall us", row=row)
+                for key in "gpu_us", "gpu_kernels_us":  # where the device computes, from ids
+                    if key in point:
+                        row |= {f"{key} p50": round(point[key]["p50"], 1)}
+                emit(table="latency: berthier, wall us and the GPU's own", row=row)
         model = bert.Model(self.pack / "model", ON, torch.half if ON == "cuda" else torch.float32)
         for length in lengths:
             ids = torch.randint(1000, 30000, (1, length), device=ON)

@@ -22,8 +22,8 @@ NARROW = [
     ("pool_.*", "LDG.32", 3, "cu_seqlens, left_out"),
     ("(pool|l2_normalize)_.*", "STG.64", 5, "a sentence's vector where it is stored in 16 bits: four columns a lane"),
     ("(pool|l2_normalize)_.*", "STG.32", 1, "the sentence's status"),
-    ("persistent_encoder_.*", "LDG.32", 9, "ids of a token, cu_seqlens, left_out, the barrier's words"),
-    ("persistent_encoder_.*", "STG.32", 2, "the barrier's words"),
+    ("persistent_encoder_.*", "LDG.32", 10, "ids of a token, cu_seqlens, left_out and their copies, the barrier's words"),
+    ("persistent_encoder_.*", "STG.32", 4, "the copies of cu_seqlens and left_out, the barrier's words"),
 ]
 # Generic addresses, except for: (kernels, access, most of them, what they are).
 FEW_ROWS = "gemm_wgmma_(16|32|64)x"

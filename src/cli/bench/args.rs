@@ -73,6 +73,9 @@ Without --rate the next call begins when the last one has ended (a closed loop).
 1/RATE seconds, whether or not the last one has ended, and its latency counts from when it was due: calls that wait \
 behind a slow one are slow too, as a user of a service sees it. `service` is then the call alone.
 
+On a GPU the time by its own clock stands below: `gpu` with the copies of ids and vectors, `gpu-kernels` without. These are \
+calls of their own, from ids: taking the time costs some.
+
 A percentile is printed where there are samples enough to tell: p99.9 takes 1000.")]
 pub(crate) struct LatencyArgs {
     /// The lines of this file in turn, in place of texts of given lengths
@@ -93,7 +96,7 @@ pub(crate) struct LatencyArgs {
     /// Calls a second, at fixed intervals
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) rate: Option<f64>,
-    /// Sweep the processor's caches before each call, as other work between calls would
+    /// Sweep the processor's caches and the GPU's before each call, as other work between calls would
     #[arg(long, conflicts_with = "rate")]
     pub(crate) cold: bool,
     /// Draw the percentiles

@@ -21,13 +21,19 @@ const SWEEP_BYTES: usize = 64 << 20;
 const MAX_SWEEP_BYTES: usize = 1 << 30;
 
 /// How calls follow each other.
-enum Arrivals {
+enum Arrivals<'e> {
     /// Each when the last one has ended.
     Closed,
-    /// As `Closed`, with this memory swept before each call.
-    Cold(Vec<u64>),
+    /// As `Closed`, with caches swept before each call.
+    Cold(Sweep<'e>),
     /// One every so often.
     Open(Duration),
+}
+
+/// What is swept before each call.
+struct Sweep<'e> {
+    memory: Vec<u64>,
+    embedder: &'e Embedder,
 }
 
 /// Microseconds of each counted call.
@@ -100,13 +106,19 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
         Some(rate) => Arrivals::Open(Duration::from_secs_f64(1.0 / rate)),
         None if args.cold => {
             let bytes = largest_cache_bytes().unwrap_or(SWEEP_BYTES).clamp(SWEEP_BYTES, MAX_SWEEP_BYTES);
-            Arrivals::Cold(vec![0; bytes / 8])
+            Arrivals::Cold(Sweep { memory: vec![0; bytes / 8], embedder })
         }
         None => Arrivals::Closed,
     };
-    let how = match &arrivals {
+    let how = match &mut arrivals {
         Arrivals::Closed => "a closed loop".into(),
-        Arrivals::Cold(memory) => format!("a closed loop, {} MiB swept before each call", memory.len() >> 17),
+        Arrivals::Cold(sweep) => {
+            let on_device = match sweep.run()? {
+                0 => String::new(),
+                bytes => format!(" and {} MiB on the GPU", bytes >> 20),
+            };
+            format!("a closed loop, {} MiB{on_device} swept before each call", sweep.memory.len() >> 17)
+        }
         Arrivals::Open(interval) => {
             format!("an open loop, a call due every {:.0} µs", interval.as_secs_f64() * 1e6)
         }
@@ -149,6 +161,22 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
                 samples: times.latency,
             });
         }
+        // last, and apart: events that tell the time cost some
+        let mut turns = calls.iter().cycle();
+        let gpu = gpu_times(&mut arrivals, args.warmup, samples, embedder, || match turns.next() {
+            Some(call) => embedder.embed_ids_into(&call.ids, &call.offsets, &mut vectors),
+            None => Ok(()),
+        })?;
+        if let (Some(gpu), Some(point)) = (gpu, points.last_mut()) {
+            for (name, key, us) in
+                [("gpu", "gpu_us", gpu.total), ("gpu-kernels", "gpu_kernels_us", gpu.kernels)]
+            {
+                row(&mut table, &format!("{name:<20}"), &us);
+                point[key] = summary(&us);
+                let name = format!("{name} {tokens}x{batch}");
+                series.push(Series { name, unit: "us", less_is_better: true, samples: us });
+            }
+        }
     }
     table.pop();
     if let Some(path) = &args.plot {
@@ -168,11 +196,16 @@ fn row(table: &mut String, point: &str, us: &[f64]) {
     let us = sorted(us.iter().copied());
     table.push_str(point);
     for (_, share) in SHARES {
-        let value = percentile(&us, share).map_or("-".into(), |v| format!("{v:.0}"));
+        let value = percentile(&us, share).map_or("-".into(), microseconds);
         // a String takes every write
         let _ = write!(table, " {value:>10}");
     }
-    let _ = writeln!(table, " {:>10.0} {:>10.0}", us[0], us[us.len() - 1]);
+    let _ = writeln!(table, " {:>10} {:>10}", microseconds(us[0]), microseconds(us[us.len() - 1]));
+}
+
+/// With a tenth where that is a hundredth of it.
+fn microseconds(us: f64) -> String {
+    if us < 100.0 { format!("{us:.1}") } else { format!("{us:.0}") }
 }
 
 /// Says where calls came faster than they could be served: latency then grows with the length of the run.
@@ -196,7 +229,7 @@ fn summary(us: &[f64]) -> Value {
 }
 
 fn time(
-    arrivals: &mut Arrivals,
+    arrivals: &mut Arrivals<'_>,
     warmup: usize,
     samples: usize,
     mut call: impl FnMut() -> berthier::Result<()>,
@@ -214,8 +247,8 @@ fn time(
     for i in 0..samples {
         let due = match arrivals {
             Arrivals::Closed => Instant::now(),
-            Arrivals::Cold(memory) => {
-                sweep(memory);
+            Arrivals::Cold(sweep) => {
+                sweep.run()?;
                 Instant::now()
             }
             Arrivals::Open(interval) => {
@@ -234,10 +267,47 @@ fn time(
     Ok(times)
 }
 
-/// Writes to every cache line, so that whatever else was in the caches no longer is.
-fn sweep(memory: &mut [u64]) {
-    memory.iter_mut().step_by(8).for_each(|word| *word = word.wrapping_add(1));
-    std::hint::black_box(memory);
+impl Sweep<'_> {
+    /// Writes to every line, so that whatever else was in the caches no longer is: the GPUs', then the processor's. Says how many bytes
+    /// were the GPU's.
+    fn run(&mut self) -> berthier::Result<usize> {
+        let bytes = self.embedder.sweep_device_caches()?;
+        self.memory.iter_mut().step_by(8).for_each(|word| *word = word.wrapping_add(1));
+        std::hint::black_box(&mut self.memory);
+        Ok(bytes)
+    }
+}
+
+/// Microseconds of each counted call, by the GPU's clock.
+#[derive(Debug, Default)]
+struct GpuTimes {
+    /// Copies included.
+    total: Vec<f64>,
+    kernels: Vec<f64>,
+}
+
+/// Calls that follow each other as `time` has them; none where nothing but the host computes.
+fn gpu_times(
+    arrivals: &mut Arrivals<'_>,
+    warmup: usize,
+    samples: usize,
+    embedder: &Embedder,
+    mut call: impl FnMut() -> berthier::Result<()>,
+) -> berthier::Result<Option<GpuTimes>> {
+    if embedder.device_time(|| Ok(()))?.is_none() {
+        return Ok(None);
+    }
+    let (mut times, mut calls) = (GpuTimes::default(), 0);
+    time(arrivals, warmup, samples, || {
+        let time = embedder.device_time(&mut call)?.unwrap_or_default();
+        calls += 1;
+        if calls > warmup {
+            times.total.push(time.total.as_secs_f64() * 1e6);
+            times.kernels.push(time.kernels.as_secs_f64() * 1e6);
+        }
+        Ok(())
+    })?;
+    Ok(Some(times))
 }
 
 fn wait_until(due: Instant) {
@@ -315,6 +385,6 @@ mod tests {
     fn rows_leave_out_what_samples_do_not_tell() {
         let mut table = String::new();
         row(&mut table, "", &(1..=100).map(f64::from).collect::<Vec<_>>());
-        assert_eq!(table.split_whitespace().collect::<Vec<_>>(), ["50", "90", "99", "-", "1", "100"]);
+        assert_eq!(table.split_whitespace().collect::<Vec<_>>(), ["50.0", "90.0", "99.0", "-", "1.0", "100"]);
     }
 }

@@ -34,6 +34,16 @@ KERNEL(32, bug_optional, const float* in, const float* nothing, float* out) {
   if (nothing || planted("NULL_POINTER")) v += f32_from_bits(ld_global_nc_32(nothing + threadIdx.x));
   out[threadIdx.x] = v;
 }
+// out[i] = in[i] + in[31 - i], of which each word may be read once, and written once
+KERNEL(32, bug_once, const float* in, float* out, float* scratch) {
+  const int i = (int)threadIdx.x;
+  const uint32_t own = ld_global_nc_32(in + i);
+  st_global_32(scratch + i, own);
+  sync_warp();
+  const uint32_t other = ld_global_nc_32((planted("READS_TWICE") ? in : scratch) + 31 - i);
+  if (planted("WRITES_TWICE")) st_global_32(out + i, own);
+  st_global_32(out + i, f32_bits(f32_from_bits(own) + f32_from_bits(other)));
+}
 // the second of two launches, of which the first may still be running: t = 2 t, in place
 KERNEL(32, bug_dependent, float* t, const float* scale) {
   float factor = f32_from_bits(ld_global_nc_32(scale));  // nobody writes it: may be read early
@@ -49,6 +59,15 @@ KERNEL(32, bug_dependent, float* t, const float* scale) {
 }
 
 static const int global_cases[] = {
+    add_case("once", [] {
+      std::vector<float> v(32);
+      for (size_t i = 0; i < v.size(); i++) v[i] = (float)(i * i);
+      Guarded<float> in(v, "in"), out(32, "out"), scratch(32, "scratch");
+      in.read_once();
+      out.write_once();
+      for (int launches = 0; launches < 2; launches++) launch(bug_once, {1}, {32}, 0, in.data(), out.data(), scratch.data());
+      for (size_t i = 0; i < 32; i++) EXPECT(out[i] == v[i] + v[31 - i], "got %g at %zu", out[i], i);
+    }),
     add_case("dependent", [] {
       std::vector<float> v(128);
       for (size_t i = 0; i < v.size(); i++) v[i] = (float)i;

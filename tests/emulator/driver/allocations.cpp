@@ -20,7 +20,7 @@ static bool inside(uint64_t p, size_t n) {
   return after != allocations.begin() && (--after, p + n <= after->first + after->second.bytes);
 }
 bool is_pinned(const void* p) { const Allocation* a = find((uint64_t)p); return a && !a->device; }
-bool on_device(const Device* device, CUdeviceptr p) { const Allocation* a = find(p); return a && (!a->device || a->device == device); }
+bool on_device(const Device* device, CUdeviceptr p) { const Allocation* a = find(p); return a && (a->device ? a->device == device : settings.maps_host_memory); }
 
 // ---- allocating ----------------------------------------------------------------------------------------------------------------
 static CUresult allocate(uint64_t* p, size_t bytes, Device* device) {
@@ -35,9 +35,9 @@ static CUresult allocate(uint64_t* p, size_t bytes, Device* device) {
   mprotect((uint8_t*)base + page, body, PROT_READ | PROT_WRITE);
   // as near to the page behind as 256-byte alignment lets it
   uint8_t* start = (uint8_t*)base + page + ((body - bytes) & ~(size_t)255);
-  memset((uint8_t*)base + page, 0xFF, body);  // NaN
+  memset((uint8_t*)base + page, settings.computes ? 0xFF : 0, body);  // NaN, where a kernel should have written
   allocations[(uint64_t)start] = {bytes, mapped, base, device};
-  emu::register_memory(start, bytes, device ? "a device allocation" : "pinned host memory");
+  if (device || settings.maps_host_memory) emu::register_memory(start, bytes, device ? "a device allocation" : "pinned host memory");
   if (device) device->used_bytes += counted;
   *p = (uint64_t)start;
   return SUCCESS;
@@ -46,7 +46,7 @@ static CUresult release(uint64_t p, bool of_device) {
   auto found = allocations.find(p);
   if (found == allocations.end() || of_device != (found->second.device != nullptr)) return INVALID_VALUE;
   Allocation a = found->second;
-  emu::unregister_memory((void*)p);
+  if (a.device || settings.maps_host_memory) emu::unregister_memory((void*)p);
   if (a.device) a.device->used_bytes -= (a.bytes + 511) & ~(size_t)511;
   munmap(a.base, a.mapped);
   allocations.erase(found);
@@ -83,14 +83,23 @@ API cuMemFreeAsync(CUdeviceptr p, void* handle) {
   if (!a || !a->device || !allocations.count(p)) return INVALID_VALUE;
   return enqueue(stream_of(handle), "free", [p] { return release(p, true); });
 }
-API cuMemHostAlloc(void** p, size_t bytes, unsigned) {
+API cuMemHostAlloc(void** p, size_t bytes, unsigned flags) {
   ENTER();
-  return allocate((uint64_t*)p, bytes, nullptr);
+  if (CUresult r = allocate((uint64_t*)p, bytes, nullptr)) return r;
+  if (flags & 2 && settings.maps_host_memory)  // mapped: each access of a kernel goes over the bus
+    for (emu::Direction direction : {emu::READ, emu::WRITE}) emu::allow_once(*p, direction);
+  return SUCCESS;
 }
 API cuMemFreeHost(void* p) {
   ENTER();
   if (CUresult r = run_context(current_context)) return r;
   return release((uint64_t)p, false);
+}
+API cuMemHostGetDevicePointer_v2(CUdeviceptr* p, void* host, unsigned flags) {  // unified addresses: the same
+  ENTER();
+  if (flags || !is_pinned(host) || !settings.maps_host_memory) return INVALID_VALUE;
+  *p = (CUdeviceptr)host;
+  return SUCCESS;
 }
 API cuMemHostGetFlags(unsigned* flags, void* p) { *flags = 0; return is_pinned(p) ? SUCCESS : INVALID_VALUE; }
 API cuMemAllocManaged(CUdeviceptr*, size_t, unsigned) { return NOT_SUPPORTED; }
@@ -129,7 +138,8 @@ static CUresult check_range(const char* call, CUdeviceptr p, size_t bytes) {
   say("%s: %zu bytes at %#llx are not inside an allocation", call, bytes, (unsigned long long)p);
   return INVALID_VALUE;
 }
-static CUresult copy(void* to, const void* from, size_t bytes) {
+static CUresult copy(Device* device, void* to, const void* from, size_t bytes) {
+  device->clock_us += settings.copy_us;
   emu::launches_have_ended();                // only a kernel right behind a kernel may begin early
   memmove(to, from, bytes);
   return SUCCESS;
@@ -138,18 +148,18 @@ static CUresult copy(void* to, const void* from, size_t bytes) {
 static CUresult to_device(CUdeviceptr to, const void* from, size_t bytes, Stream* stream) {
   if (CUresult r = check_range("copy to the device", to, bytes)) return r;
   if (!bytes) return SUCCESS;
-  if (stream->capture || is_pinned(from)) return enqueue(stream, "copy to device", [=] { return copy((void*)to, from, bytes); });
+  if (stream->capture || is_pinned(from)) return enqueue(stream, "copy to device", [=] { return copy(stream->context->device, (void*)to, from, bytes); });
   auto staged = std::make_shared<std::vector<uint8_t>>((const uint8_t*)from, (const uint8_t*)from + bytes);
-  return enqueue(stream, "copy to device", [=] { return copy((void*)to, staged->data(), bytes); });
+  return enqueue(stream, "copy to device", [=] { return copy(stream->context->device, (void*)to, staged->data(), bytes); });
 }
 static CUresult to_host(void* to, CUdeviceptr from, size_t bytes, Stream* stream) {
   if (CUresult r = check_range("copy from the device", from, bytes)) return r;
   if (!bytes) return SUCCESS;
   if (!stream->capture && is_pinned(to)) {
     if (settings.late) memset(to, 0xFF, bytes);
-    return enqueue(stream, "copy to host", [=] { return copy(to, (const void*)from, bytes); });
+    return enqueue(stream, "copy to host", [=] { return copy(stream->context->device, to, (const void*)from, bytes); });
   }
-  if (CUresult r = enqueue(stream, "copy to host", [=] { return copy(to, (const void*)from, bytes); })) return r;
+  if (CUresult r = enqueue(stream, "copy to host", [=] { return copy(stream->context->device, to, (const void*)from, bytes); })) return r;
   return stream->capture ? SUCCESS : run_stream(stream);
 }
 API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, void* stream) { ENTER(); return to_device(to, from, bytes, stream_of(stream)); }
@@ -159,7 +169,8 @@ API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, void* s
   if (CUresult r = check_range("copy on the device", to, bytes)) return r;
   if (CUresult r = check_range("copy on the device", from, bytes)) return r;
   if (!bytes) return SUCCESS;
-  return enqueue(stream_of(stream), "copy on device", [=] { return copy((void*)to, (const void*)from, bytes); });
+  Device* device = current_context->device;
+  return enqueue(stream_of(stream), "copy on device", [=] { return copy(device, (void*)to, (const void*)from, bytes); });
 }
 API cuMemcpyPeerAsync(CUdeviceptr to, void*, CUdeviceptr from, void*, size_t bytes, void* stream) { return cuMemcpyDtoDAsync_v2(to, from, bytes, stream); }
 static CUresult now(const char* call, CUresult queued) {
@@ -171,15 +182,15 @@ API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) { ENTER(); r
 API cuMemcpyDtoH_v2(void* to, CUdeviceptr from, size_t bytes) { ENTER(); return now("cuMemcpyDtoH", to_host(to, from, bytes, current_context->null_stream)); }
 API cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return now("cuMemcpyDtoD", cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr)); }
 
-template <class V> static CUresult fill(CUdeviceptr p, V value, size_t n, void* stream) {
-  ENTER();
+template <class V> static CUresult fill(const char* call, CUdeviceptr p, V value, size_t n, void* stream) {
+  ENTER_AS(call);
   if (p % sizeof(V)) return INVALID_VALUE;
   if (CUresult r = check_range("memset", p, n * sizeof(V))) return r;
   if (!n) return SUCCESS;
   return enqueue(stream_of(stream), "memset", [=] { emu::launches_have_ended(); for (size_t i = 0; i < n; i++) ((V*)p)[i] = value; return (CUresult)SUCCESS; });
 }
-API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, void* stream) { return fill(p, v, n, stream); }
-API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, void* stream) { return fill(p, v, n, stream); }
-API cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, void* stream) { return fill(p, v, n, stream); }
-API cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) { return fill(p, v, n, nullptr); }
-API cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) { return fill(p, v, n, nullptr); }
+API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, void* stream) { return fill(__func__, p, v, n, stream); }
+API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, void* stream) { return fill(__func__, p, v, n, stream); }
+API cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, void* stream) { return fill(__func__, p, v, n, stream); }
+API cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) { return fill(__func__, p, v, n, nullptr); }
+API cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) { return fill(__func__, p, v, n, nullptr); }

@@ -28,11 +28,16 @@ static void read_settings() {
   settings.memory_bytes = (size_t)number("BERTHIER_EMU_MEMORY_BYTES", 2L << 30);
   settings.late = !is("BERTHIER_EMU_STREAMS", "eager");
   settings.active_clusters = number("BERTHIER_EMU_ACTIVE_CLUSTERS", -1);
+  settings.maps_host_memory = !is("BERTHIER_EMU_MAPS_HOST_MEMORY", "0");
+  settings.computes = !is("BERTHIER_EMU_COMPUTES", "0");
+  settings.kernel_us = (double)number("BERTHIER_EMU_KERNEL_US", 0);
+  settings.copy_us = (double)number("BERTHIER_EMU_COPY_US", 0);
   settings.fail_launch = number("BERTHIER_EMU_FAIL_LAUNCH", 0);
   settings.fail_allocation = number("BERTHIER_EMU_FAIL_ALLOCATION", 0);
   settings.lose_device = number("BERTHIER_EMU_LOSE_DEVICE", 0);
   settings.hang_device = number("BERTHIER_EMU_HANG_DEVICE", 0);
   settings.trace = getenv("BERTHIER_EMU_TRACE") ? getenv("BERTHIER_EMU_TRACE") : "";
+  settings.calls = getenv("BERTHIER_EMU_CALLS") ? getenv("BERTHIER_EMU_CALLS") : "";
   settings.architectures.clear();
   for (const char* p = getenv("BERTHIER_EMU_ARCH") ? getenv("BERTHIER_EMU_ARCH") : "90"; *p;) {
     char* end;
@@ -63,17 +68,22 @@ void say(const char* format, ...) {
   fprintf(stderr, "\n");
   va_end(args);
 }
-void trace(const char* format, ...) {
-  if (settings.trace.empty()) return;
-  FILE* f = fopen(settings.trace.c_str(), "a");
+static void append_line(const std::string& file, const char* line) {
+  FILE* f = fopen(file.c_str(), "a");
   if (!f) return;
-  va_list args;
-  va_start(args, format);
-  vfprintf(f, format, args);
-  va_end(args);
-  fputc('\n', f);
+  fprintf(f, "%s\n", line);
   fclose(f);
 }
+void trace(const char* format, ...) {
+  if (settings.trace.empty()) return;
+  char line[256];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(line, sizeof line, format, args);
+  va_end(args);
+  append_line(settings.trace, line);
+}
+void called(const char* name) { if (!settings.calls.empty()) append_line(settings.calls, name); }
 struct ErrorText { CUresult code; const char *name, *text; };
 static const ErrorText error_texts[] = {
     {SUCCESS, "CUDA_SUCCESS", "no error"},
@@ -170,7 +180,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int ordinal) {
       {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},                     // threads a block, block dimensions
       {5, 0x7fffffff}, {6, 65535}, {7, 65535},                      // grid dimensions
       {8, 48 << 10}, {9, 64 << 10}, {10, 32}, {12, 65536},          // shared memory, constants, warp, registers a block
-      {13, 1700000}, {15, 1}, {16, settings.multiprocessors}, {19, 1}, {31, 1}, {33, 1 + ordinal}, {36, 2600000}, {37, 5120}, {38, 50 << 20},
+      {13, 1700000}, {15, 1}, {16, settings.multiprocessors}, {19, settings.maps_host_memory}, {31, 1}, {33, 1 + ordinal}, {36, 2600000}, {37, 5120}, {38, 50 << 20},
       {39, l.threads_per_sm}, {40, 2}, {41, 1},                     // threads an SM, copy engines, unified addresses
       {75, device->architecture / 10}, {76, device->architecture % 10}, {78, 1},
       {81, l.shared_per_sm}, {82, 65536}, {95, 1}, {97, l.shared_per_block}, {106, l.blocks_per_sm}, {111, 1024}, {115, 1},
@@ -212,8 +222,8 @@ API cuDevicePrimaryCtxReset_v2(int ordinal) {
   if (device->primary) device->primary->broken = SUCCESS;
   return SUCCESS;
 }
-API cuCtxSetCurrent(Context* context) { if (!initialised) return NOT_INITIALIZED; current_context = context; return SUCCESS; }
-API cuCtxGetCurrent(Context** context) { if (!initialised) return NOT_INITIALIZED; *context = current_context; return SUCCESS; }
+API cuCtxSetCurrent(Context* context) { called(__func__); if (!initialised) return NOT_INITIALIZED; current_context = context; return SUCCESS; }
+API cuCtxGetCurrent(Context** context) { called(__func__); if (!initialised) return NOT_INITIALIZED; *context = current_context; return SUCCESS; }
 API cuCtxGetDevice(int* ordinal) { ENTER(); *ordinal = current_context->device->ordinal; return SUCCESS; }
 API cuCtxSynchronize() {
   ENTER();

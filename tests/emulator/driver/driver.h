@@ -32,8 +32,11 @@ struct Settings {
   size_t memory_bytes;
   bool late;                                 // streams run when the host waits for them
   long active_clusters;                      // that a GPU holds at once of any kernel; -1: by its multiprocessors, -2: it does not say
+  bool maps_host_memory;                     // whether kernels reach pinned memory
+  bool computes;                             // kernels run; else a launch is all there is of them
+  double kernel_us, copy_us;                 // what each takes by the device's clock; both 0: the clock is the host's
   long fail_launch, fail_allocation, lose_device, hang_device;  // the number of the launch or allocation that goes wrong; 0: none
-  std::string trace;                         // a file to append what ran to
+  std::string trace, calls;                  // files to append what ran to, and what the host called
 };
 extern Settings settings;
 
@@ -42,6 +45,7 @@ struct Stream;
 struct Device {
   int ordinal = 0, architecture = 0;
   size_t used_bytes = 0;
+  double clock_us = 0;
   Context* primary = nullptr;
   int retained = 0;
 };
@@ -86,9 +90,12 @@ CUresult check_context();                    // initialised, a context is curren
 Stream* stream_of(void* handle);             // null: the context's null stream
 __attribute__((format(printf, 1, 2))) void say(const char* format, ...);    // on stderr
 __attribute__((format(printf, 1, 2))) void trace(const char* format, ...);  // into BERTHIER_EMU_TRACE
+void called(const char* name);               // into BERTHIER_EMU_CALLS
 CUresult break_context(Context* context, CUresult why);
 bool count_down(long& left);                 // true when it reaches its number
 // Every call that needs a context starts so.
-#define ENTER()                                          \
+#define ENTER() ENTER_AS(__func__)
+#define ENTER_AS(name)                                   \
   std::lock_guard<std::recursive_mutex> lock(big_lock);  \
+  called(name);                                          \
   if (CUresult bad_ = check_context()) return bad_

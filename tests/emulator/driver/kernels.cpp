@@ -213,6 +213,8 @@ static CUresult run(const Launch& l) {
     l.context->hung = true;
     return NOT_READY;
   }
+  l.context->device->clock_us += settings.kernel_us;
+  if (!settings.computes) return SUCCESS;
   const emu::Kernel& k = *l.function->kernel;
   std::vector<void*> pointers;
   for (int i = 0; i < k.n_parameters; i++) {

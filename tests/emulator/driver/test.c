@@ -267,6 +267,74 @@ static void hung_device(void) {
   OK(cuEventRecord, event, stream);
   for (int i = 0; i < 10; i++) IS(600, cuEventQuery, event);
 }
+static void mapped_memory(void) {            // a kernel reads and writes pinned memory, by the address that the device has for it
+  prepare();
+  uint16_t *from, *to;
+  ptr seen_from, seen_to;
+  OK(cuMemHostAlloc, &from, (size_t)(N * 2), 2);
+  OK(cuMemHostAlloc, &to, (size_t)(N * 2), 2);
+  OK(cuMemHostGetDevicePointer_v2, &seen_from, from, 0);
+  OK(cuMemHostGetDevicePointer_v2, &seen_to, to, 0);
+  IS(1, cuMemHostGetDevicePointer_v2, &seen_to, input, 0);  // pageable
+  OK(cuStreamSynchronize, stream);
+  memcpy(from, input, sizeof input);
+  EXPECT(launch_with(128, 0, seen_from, seen_to) == 0);
+  EXPECT(to[0] == 0xFFFF);
+  OK(cuStreamSynchronize, stream);
+  EXPECT(right(to));
+}
+static void unmapped_memory(void) {
+  setenv("BERTHIER_EMU_MAPS_HOST_MEMORY", "0", 1);
+  prepare();
+  int maps;
+  OK(cuDeviceGetAttribute, &maps, 19, 0);
+  EXPECT(!maps);
+  uint16_t* pinned;
+  ptr seen;
+  OK(cuMemHostAlloc, &pinned, (size_t)(N * 2), 2);
+  IS(1, cuMemHostGetDevicePointer_v2, &seen, pinned, 0);
+  EXPECT(launch_with(128, 0, (ptr)pinned, out) == 0);
+  IS(700, cuStreamSynchronize, stream);
+}
+static void a_known_clock(void) {            // what events say is the sum of what was said of kernels and copies
+  setenv("BERTHIER_EMU_KERNEL_US", "7", 1);
+  setenv("BERTHIER_EMU_COPY_US", "2", 1);
+  prepare();
+  void* events[3];
+  float ms;
+  for (int i = 0; i < 3; i++) OK(cuEventCreate, &events[i], 0);
+  OK(cuEventRecord, events[0], stream);
+  EXPECT(launch() == 0 && launch() == 0);
+  OK(cuEventRecord, events[1], stream);
+  OK(cuMemcpyHtoDAsync_v2, x, input, (size_t)(N * 2), stream);
+  OK(cuEventRecord, events[2], stream);
+  IS(600, cuEventElapsedTime_v2, &ms, events[0], events[2]);
+  OK(cuStreamSynchronize, stream);
+  OK(cuEventElapsedTime_v2, &ms, events[0], events[1]);
+  EXPECT(fabsf(ms - 0.014f) < 1e-6f);
+  OK(cuEventElapsedTime_v2, &ms, events[0], events[2]);
+  EXPECT(fabsf(ms - 0.016f) < 1e-6f);
+}
+static void calls_are_told(void) {           // and no kernel has to run for that
+  char file[] = "/tmp/berthier-calls-XXXXXX", line[80];
+  EXPECT(mkstemp(file) >= 0);
+  setenv("BERTHIER_EMU_CALLS", file, 1);
+  setenv("BERTHIER_EMU_COMPUTES", "0", 1);
+  prepare();
+  EXPECT(launch() == 0);
+  uint16_t got[N];
+  OK(cuMemcpyDtoHAsync_v2, got, out, sizeof got, stream);
+  EXPECT(got[0] == 0);
+  FILE* told = fopen(file, "r");
+  int launches = 0, copies = 0;
+  while (fgets(line, sizeof line, told)) {
+    launches += !strcmp(line, "cuLaunchKernel\n");
+    copies += !strncmp(line, "cuMemcpy", 8);
+  }
+  EXPECT(launches == 1 && copies == 2);
+  fclose(told);
+  unlink(file);
+}
 static void out_of_memory(void) {
   setenv("BERTHIER_EMU_MEMORY_BYTES", "1048576", 1);
   setenv("BERTHIER_EMU_FAIL_ALLOCATION", "3", 1);
@@ -323,7 +391,8 @@ static void two_devices(void) {
 static const struct { const char* name; void (*run)(void); } scenarios[] = {
 #define S(f) {#f, f}
     S(run_a_kernel), S(host_forgets_to_wait), S(streams_do_not_wait_by_themselves), S(graph), S(capture_mistakes), S(wrong_launches), S(dependent_launches),
-    S(wild_pointer), S(out_of_bounds), S(failing_launch), S(lost_device), S(hung_device), S(out_of_memory), S(no_device), S(old_driver), S(old_gpu), S(two_devices)};
+    S(wild_pointer), S(out_of_bounds), S(failing_launch), S(lost_device), S(hung_device), S(mapped_memory), S(unmapped_memory),
+    S(a_known_clock), S(calls_are_told), S(out_of_memory), S(no_device), S(old_driver), S(old_gpu), S(two_devices)};
 
 int main(int argc, char** argv) {
   if (argc < 2) return 2;

@@ -127,6 +127,8 @@ pub(super) struct Opened {
     pub(super) name: String,
     pub(super) gpu: Gpu,
     pub(super) context: Arc<CudaContext>,
+    /// Whether kernels reach the host's pinned memory.
+    pub(super) maps_host_memory: bool,
     pub(super) upload: Arc<CudaStream>,
     pub(super) compute: Arc<CudaStream>,
     pub(super) download: Arc<CudaStream>,
@@ -153,7 +155,10 @@ impl Opened {
         unsafe { context.disable_event_tracking() };
         let (upload, compute, download) =
             (context.new_stream()?, context.new_stream()?, context.new_stream()?);
-        Ok(Self { name: name.into(), gpu, context, upload, compute, download })
+        let has = |attribute| Ok::<_, DriverError>(context.attribute(attribute)? != 0);
+        let maps_host_memory = has(Attribute::CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY)?
+            && has(Attribute::CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING)?;
+        Ok(Self { name: name.into(), gpu, context, maps_host_memory, upload, compute, download })
     }
 
     /// What the driver said, of this device. Out of memory is told apart by those who allocate.
@@ -161,9 +166,9 @@ impl Opened {
         failed(&self.name, e)
     }
 
-    /// That it has not answered for so long.
-    pub(super) fn hangs(&self, limit: Duration) -> Error {
-        let message = format!("it hangs: a batch is not done after {:.1} s", limit.as_secs_f64());
+    /// That it has not done something for so long.
+    pub(super) fn hangs(&self, what: &str, limit: Duration) -> Error {
+        let message = format!("it hangs: {what} is not done after {:.1} s", limit.as_secs_f64());
         Error::DeviceLost { device: self.name.clone(), message }
     }
 

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "allocations and copies of the driver")]
 
 use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
 use cudarc::driver::{CudaContext, CudaStream};
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -35,17 +36,21 @@ impl Memory {
 
     /// `len` elements that begin `offset` bytes behind its start.
     pub(super) fn slice<T>(&self, offset: usize, len: usize) -> Slice<T> {
-        assert!(
-            offset.is_multiple_of(16) && offset + len * size_of::<T>() <= self.bytes,
-            "{len} elements at {offset} of {} bytes",
-            self.bytes
-        );
-        Slice { address: self.address + offset as u64, len, element: PhantomData }
+        self.all().part(offset, len)
     }
 
     /// All of it.
     pub(super) fn all<T>(&self) -> Slice<T> {
-        self.slice(0, self.bytes / size_of::<T>())
+        Slice { address: self.address, len: self.bytes / size_of::<T>(), element: PhantomData }
+    }
+
+    /// Fills it with zeros, when `stream` comes to it.
+    ///
+    /// # Safety
+    /// Nobody else uses it until then, and it lives.
+    pub(super) unsafe fn clear(&mut self, stream: &CudaStream) -> Called<()> {
+        // SAFETY: allocated by `new`, and left alone, says the caller
+        unsafe { result::memset_d8_async(self.address, 0, self.bytes, stream.cu_stream()) }
     }
 
     /// Copies to it and waits.
@@ -67,7 +72,8 @@ impl Drop for Memory {
     }
 }
 
-/// An array on the device: address and length. Whoever launches a kernel on it holds the [`Memory`].
+/// An array that kernels reach: its address on the device, and its length. Whoever launches a kernel on it holds the [`Memory`], or
+/// the [`Pinned`] memory of the host.
 pub(super) struct Slice<T> {
     address: u64,
     len: usize,
@@ -104,10 +110,24 @@ impl<T> Slice<T> {
     }
 }
 
-/// Pinned memory of the host: the device copies from and to it while the host goes on.
+impl Slice<u8> {
+    /// `len` elements that begin `offset` bytes behind its start.
+    pub(super) fn part<T>(self, offset: usize, len: usize) -> Slice<T> {
+        assert!(
+            offset.is_multiple_of(16) && offset + len * size_of::<T>() <= self.len,
+            "{len} elements at {offset} of {} bytes",
+            self.len
+        );
+        Slice { address: self.address + offset as u64, len, element: PhantomData }
+    }
+}
+
+/// Pinned memory of the host: the device copies from and to it while the host goes on, and kernels read and write it where they can.
 pub(super) struct Pinned {
     start: *mut u8,
     bytes: usize,
+    /// Where kernels find it, if they reach it.
+    mapped: Option<u64>,
     context: Arc<CudaContext>,
 }
 
@@ -115,21 +135,36 @@ pub(super) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// Zeros.
-    pub(super) fn new(context: &Arc<CudaContext>, bytes: usize) -> Called<Self> {
+    /// Zeros. `mapped`: kernels are to reach it, which the device can.
+    pub(super) fn new(context: &Arc<CudaContext>, bytes: usize, mapped: bool) -> Called<Self> {
         context.bind_to_thread()?;
         let bytes = bytes.max(1);
-        // SAFETY: the size is not 0, no flag is set
-        let start = unsafe { result::malloc_host(bytes, 0) }?.cast::<u8>();
+        let flags = if mapped { sys::CU_MEMHOSTALLOC_DEVICEMAP } else { 0 };
+        // SAFETY: the size is not 0
+        let start = unsafe { result::malloc_host(bytes, flags) }?.cast::<u8>();
         // SAFETY: `bytes` bytes were allocated there
         unsafe { start.write_bytes(0, bytes) };
-        Ok(Self { start, bytes, context: context.clone() })
+        let mut pinned = Self { start, bytes, mapped: None, context: context.clone() };
+        if mapped {
+            let mut address = 0;
+            // SAFETY: allocated above, to be mapped
+            unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut address, start.cast::<c_void>(), 0) }
+                .result()?;
+            pinned.mapped = Some(address);
+        }
+        Ok(pinned)
+    }
+
+    /// All of it as kernels see it, if they do.
+    pub(super) fn mapped<T>(&self) -> Option<Slice<T>> {
+        let address = self.mapped?;
+        Some(Slice { address, len: self.bytes / size_of::<T>(), element: PhantomData })
     }
 
     /// All of it.
     ///
     /// # Safety
-    /// No copy from or to it is under way.
+    /// No copy from or to it is under way, and no kernel that uses it.
     pub(super) unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: allocated and initialised by `new`; nobody else touches it, says the caller
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }

@@ -8,7 +8,7 @@ use super::costs::{Choices, EncoderShape};
 use super::persistent::{PERSISTENT_TOKENS, blocks, most_tokens};
 use super::tiles::{Element, TileTable};
 use super::work_list::AttentionKernels;
-use crate::backend::{Backend, BackendOptions, Capacity, PersistentKernel, Precision};
+use crate::backend::{Backend, BackendOptions, Capacity, DeviceTime, PersistentKernel, Precision};
 use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{self, ModelDesc};
@@ -18,11 +18,13 @@ use kernels::Kernels;
 use memory::Called;
 use ops::{Products, Queue};
 use persistent::PersistentEncoder;
-use slot::Slot;
+use slot::{Route, Slot};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::time::Duration;
+use stopwatch::Stopwatch;
+use sweep::Sweep;
 use weights::{Weights, out_of_memory};
 use workspace::Workspace;
 
@@ -35,7 +37,9 @@ mod ops;
 mod patience;
 mod persistent;
 mod slot;
+mod stopwatch;
 mod support;
+mod sweep;
 mod tensor_maps;
 mod weights;
 mod workspace;
@@ -80,6 +84,8 @@ struct CudaBackend {
     hung: bool,
     /// Whether bf16 was taken because f16 would overflow.
     fell_back: bool,
+    /// Of the batches collected since they are timed.
+    timed: Option<DeviceTime>,
 }
 
 /// What the driver holds for a backend. Not freed on a device that hangs.
@@ -90,6 +96,8 @@ struct Resident {
     /// Of models and batches that go in one launch.
     persistent: Option<PersistentEncoder>,
     slots: Vec<Slot>,
+    /// Since caches were first swept.
+    sweep: Option<Sweep>,
     /// Last: the rest is freed while it lives.
     device: Opened,
 }
@@ -152,11 +160,12 @@ impl CudaBackend {
         // copies from pageable memory may go on when their calls are back, and our streams do not wait for them
         device.context.synchronize().map_err(|e| device.failed(e))?;
         let shaped_tokens = graphs::most_tokens(&table, &shape, choices);
+        let resident = Resident { kernels, weights, workspace, persistent, slots, sweep: None, device };
         Ok(Self {
             desc: desc.clone(),
             table,
             products: Products::new(shape, element, options.batch_invariant),
-            resident: ManuallyDrop::new(Resident { kernels, weights, workspace, persistent, slots, device }),
+            resident: ManuallyDrop::new(resident),
             pending: VecDeque::with_capacity(IN_FLIGHT),
             next_slot: 0,
             max_tokens,
@@ -166,6 +175,7 @@ impl CudaBackend {
             patience: options.patience,
             hung: false,
             fell_back: false,
+            timed: None,
         })
     }
 
@@ -183,7 +193,7 @@ impl CudaBackend {
 
     /// Stages, copies, computes and copies back, without waiting.
     fn enqueue(&mut self, slot: usize, batch: &PackedBatch) -> Called<()> {
-        let Resident { kernels, weights, workspace, persistent, slots, device } = &mut *self.resident;
+        let Resident { kernels, weights, workspace, persistent, slots, device, .. } = &mut *self.resident;
         device.context.bind_to_thread()?;
         let slot = &mut slots[slot];
         let queue = || Queue {
@@ -196,16 +206,19 @@ impl CudaBackend {
         };
         if let Some(persistent) = persistent.as_ref().filter(|persistent| persistent.takes(batch)) {
             let shape = slot.plan_one_launch(batch);
-            let inputs = slot.upload(device, batch, shape)?;
-            persistent.launch(&queue(), &inputs, slot.vectors.all(), batch.normalize)?;
+            let route = if device.maps_host_memory { Route::Mapped } else { Route::InLine };
+            let inputs = slot.upload(device, batch, shape, route)?;
+            persistent.launch(&queue(), &inputs, slot.vectors(), batch.normalize)?;
             return slot.download(device, result_len(&self.desc, batch));
         }
         let as_it_is = slot.plan(batch);
         let filled = as_it_is.filled();
         let shaped = as_it_is.tokens <= self.shaped_tokens && filled.fits(self.max_tokens);
         let shape = if shaped { filled } else { as_it_is };
-        let inputs = slot.upload(device, batch, shape)?;
-        let vectors = slot.vectors.all();
+        // a small batch alone has nothing that its copies could go on beside
+        let route = if shaped && self.pending.is_empty() { Route::InLine } else { Route::Overlapped };
+        let inputs = slot.upload(device, batch, shape, route)?;
+        let vectors = slot.vectors();
         let launch = || {
             let queue = queue();
             let forward = Forward {
@@ -350,11 +363,45 @@ impl Backend for CudaBackend {
             let limit = patience::limit(self.patience, &device.gpu, flops);
             if !slots[slot].collect(out, limit).map_err(|e| device.failed(e))? {
                 self.hung = true;
-                return Err(device.hangs(limit));
+                return Err(device.hangs("a batch", limit));
+            }
+            if let Some(sum) = &mut self.timed
+                && let Some(time) = slots[slot].time().map_err(|e| device.failed(e))?
+            {
+                *sum += time;
             }
             slot::maximum_of_none(&self.desc, &batch, out);
         }
         Ok(batch)
+    }
+
+    fn start_timing(&mut self) -> Result<()> {
+        let Resident { slots, device, .. } = &mut *self.resident;
+        for slot in slots {
+            slot.stopwatch = Some(Stopwatch::new(&device.context).map_err(|e| device.failed(e))?);
+        }
+        self.timed = Some(DeviceTime::default());
+        Ok(())
+    }
+
+    fn stop_timing(&mut self) -> Option<DeviceTime> {
+        self.resident.slots.iter_mut().for_each(|slot| slot.stopwatch = None);
+        self.timed.take()
+    }
+
+    fn sweep_caches(&mut self) -> Result<usize> {
+        let Resident { sweep, device, .. } = &mut *self.resident;
+        device.context.bind_to_thread().map_err(|e| device.failed(e))?;
+        let bytes = Sweep::bytes(device);
+        let sweep = match sweep {
+            Some(sweep) => sweep,
+            None => sweep.insert(Sweep::new(device).map_err(|e| out_of_memory(device, e, bytes, 0))?),
+        };
+        if !sweep.run(device, self.patience).map_err(|e| device.failed(e))? {
+            self.hung = true;
+            return Err(device.hangs("a sweep of its cache", self.patience));
+        }
+        Ok(bytes)
     }
 }
 

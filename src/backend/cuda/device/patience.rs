@@ -3,15 +3,19 @@
 use super::super::gpu::Gpu;
 use super::memory::Called;
 use cudarc::driver::CudaEvent;
+use std::hint;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How much slower than it should be a device may be: it may be shared, or hot.
 const SLOWER: f64 = 100.0;
-/// Until then the host asks again and again: a sleep is longer than a small batch takes.
-const AWAKE: Duration = Duration::from_millis(1);
-/// Then it sleeps in between, a sixteenth of what it has slept, within these bounds.
+/// Until then the host asks again and again, and leaves its processor to nobody: who comes in between may stay for milliseconds.
+const SPIN: Duration = Duration::from_micros(200);
+/// Until then it asks again and again, and lets others come in between: a sleep is longer than a small batch takes.
+const AWAKE: Duration = Duration::from_millis(2);
+/// Then it sleeps in between, a thirty-second of what it has slept, within these bounds. The system wakes it some 50 µs late.
 const NAP: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(1)];
+const NAPS: u32 = 32;
 
 /// For a batch of so many FLOPs: a hundred times what they take at the rate of the GPU's products, and `patience` for all else.
 pub(super) fn limit(patience: Duration, gpu: &Gpu, flops: f64) -> Duration {
@@ -20,20 +24,31 @@ pub(super) fn limit(patience: Duration, gpu: &Gpu, flops: f64) -> Duration {
 
 /// Waits until the event has come to pass, or until `limit` is over: then it says no.
 pub(super) fn wait(event: &CudaEvent, limit: Duration) -> Called<bool> {
-    let start = Instant::now();
     // only what was slept counts: where the host is stopped, or computes for an emulated device, that is not the device's
     let mut slept = Duration::ZERO;
-    while !event.try_is_complete()? {
-        if slept >= limit {
+    wait_until(|| event.try_is_complete(), limit, &mut slept)
+}
+
+fn wait_until(
+    mut is_done: impl FnMut() -> Called<bool>,
+    limit: Duration,
+    slept: &mut Duration,
+) -> Called<bool> {
+    let start = Instant::now();
+    while !is_done()? {
+        if *slept >= limit {
             return Ok(false);
         }
-        if start.elapsed() < AWAKE {
+        let waited = start.elapsed();
+        if waited < SPIN {
+            hint::spin_loop();
+        } else if waited < AWAKE {
             thread::yield_now();
-            continue;
+        } else {
+            let nap = (*slept / NAPS).clamp(NAP[0], NAP[1]);
+            thread::sleep(nap);
+            *slept += nap;
         }
-        let nap = (slept / 16).clamp(NAP[0], NAP[1]);
-        thread::sleep(nap);
-        slept += nap;
     }
     Ok(true)
 }
@@ -51,5 +66,28 @@ mod tests {
         let large = of("l4", 1e13);
         assert!(large > 5 * second && large < 60 * second, "{large:?}");
         assert!(of("h100", 1e13) < large);
+    }
+
+    #[test]
+    fn what_is_done_soon_is_not_slept_over() {
+        let slept_for = |took: Duration| {
+            let (start, mut slept) = (Instant::now(), Duration::ZERO);
+            let done = wait_until(|| Ok(start.elapsed() >= took), Duration::from_secs(60), &mut slept);
+            assert!(done.unwrap());
+            slept
+        };
+        // a machine that stops this thread for a millisecond makes it sleep, but not ten times in a row
+        let soon = Duration::from_micros(900);
+        assert!((0..10).any(|_| slept_for(soon) == Duration::ZERO));
+        assert!(slept_for(Duration::from_millis(20)) > Duration::ZERO, "whoever waits long sleeps");
+    }
+
+    #[test]
+    fn what_is_never_done_is_given_up_when_the_time_is_over() {
+        let (limit, mut slept) = (Duration::from_millis(30), Duration::ZERO);
+        let start = Instant::now();
+        assert!(!wait_until(|| Ok(false), limit, &mut slept).unwrap());
+        assert!(slept >= limit && start.elapsed() >= limit);
+        assert!(slept < limit + NAP[1], "{slept:?}");
     }
 }

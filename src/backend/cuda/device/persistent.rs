@@ -10,7 +10,7 @@ use super::super::persistent::{
 use super::super::work_list::{Entry, entries_of};
 use super::driver::Opened;
 use super::kernels::{Argument, Epilogue};
-use super::memory::{Called, Memory, Slice};
+use super::memory::{ALIGNMENT, Called, Memory, Slice};
 use super::ops::{self, Pending, Queue, Rows, holds, may_hold};
 use super::slot::Inputs;
 use super::support;
@@ -46,6 +46,9 @@ pub(super) struct Model {
     attended: u64,
     final_norm: [u64; 2],
     barrier: u64,
+    tiles: u64,
+    cu_seqlens: u64,
+    left_out: u64,
     layers: i32,
     hidden: i32,
     num_heads: i32,
@@ -71,7 +74,7 @@ pub(super) struct Batch {
     normalize: i32,
 }
 
-const _: () = assert!(size_of::<Product>() == 112 && size_of::<Model>() == 128 && size_of::<Batch>() == 72);
+const _: () = assert!(size_of::<Product>() == 112 && size_of::<Model>() == 152 && size_of::<Batch>() == 72);
 
 // SAFETY: addresses and numbers without a byte between them that has no value, and which may have any
 unsafe impl Pod for Product {}
@@ -85,9 +88,11 @@ pub(super) struct PersistentEncoder {
     grid: usize,
     /// Of a batch; not more than the workspace holds.
     most_tokens: usize,
-    /// What `model` points to beside weights and workspace: the products, and a word for each block.
+    /// What `model` points to beside weights and workspace: the products, a word for each block, and where the kernel keeps a
+    /// batch's lists.
     _products: Memory,
     _barrier: Memory,
+    _lists: Memory,
 }
 
 impl PersistentEncoder {
@@ -105,6 +110,9 @@ impl PersistentEncoder {
         table.write(0, &products)?;
         let barrier = Memory::new(&device.context, 4 * grid)?;
         barrier.write(0, &vec![0u32; grid])?;
+        let tile_bytes = size_of::<Entry>() * PERSISTENT_TOKENS;
+        let ends_bytes = (4 * (PERSISTENT_TOKENS + 1)).next_multiple_of(ALIGNMENT);
+        let lists = Memory::new(&device.context, tile_bytes + ends_bytes + 4 * PERSISTENT_TOKENS)?;
         let last = &layout.layers[*layout.layer_order.last().expect("a model has a layer")];
         let address = |norm: &Norm| [norm.gamma.address(), norm.beta.address()];
         let pooling = desc.pooling[0];
@@ -117,6 +125,9 @@ impl PersistentEncoder {
             attended: workspace.z.all::<u8>().address(),
             final_norm: address(&last.output_norm),
             barrier: barrier.all::<u8>().address(),
+            tiles: lists.slice::<Entry>(0, PERSISTENT_TOKENS).address(),
+            cu_seqlens: lists.slice::<i32>(tile_bytes, PERSISTENT_TOKENS + 1).address(),
+            left_out: lists.slice::<i32>(tile_bytes + ends_bytes, PERSISTENT_TOKENS).address(),
             layers: int(layout.layer_order.len()),
             hidden: int(desc.hidden_size),
             num_heads: int(desc.num_attention_heads),
@@ -126,12 +137,12 @@ impl PersistentEncoder {
             pooling: support::pooling(pooling),
             reserved: 0,
         };
-        Ok(Self { model, pooling, grid, most_tokens, _products: table, _barrier: barrier })
+        Ok(Self { model, pooling, grid, most_tokens, _products: table, _barrier: barrier, _lists: lists })
     }
 
     /// Whether it computes this batch.
     pub(super) fn takes(&self, batch: &PackedBatch) -> bool {
-        batch.total_tokens() <= self.most_tokens && !batch.token_vectors
+        batch.total_tokens() <= self.most_tokens && batch.len() <= PERSISTENT_TOKENS && !batch.token_vectors
     }
 
     /// Tokens of a batch at most.
@@ -149,6 +160,8 @@ impl PersistentEncoder {
     ) -> Called<()> {
         let (tokens, rows) = (&inputs.tokens, inputs.total_tokens);
         assert!((1..=self.most_tokens).contains(&rows), "a batch of {rows} tokens");
+        let (sequences, tiles) = (inputs.batch, inputs.query_tiles.len());
+        assert!(sequences.max(tiles) <= PERSISTENT_TOKENS, "{sequences} sequences, {tiles} tiles");
         for ids in [tokens.ids, tokens.positions, tokens.type_ids] {
             holds("ids", ids, rows);
         }

@@ -1,6 +1,7 @@
-//! One batch on its way: staged in pinned memory, copied there, computed, copied back.
+//! One batch on its way: staged in pinned memory, copied there, computed, copied back; or, where one kernel does it all, read and
+//! written by the kernel where it stands.
 //!
-//! A slot is used by one batch at a time, so that nobody touches its memory while a copy is under way.
+//! A slot is used by one batch at a time, so that nobody touches its memory while a copy or a kernel is under way.
 #![allow(unsafe_code, reason = "copies that go on while the host does something else")]
 
 use super::super::work_list::{AttentionKernels, AttentionTile, Entry, WorkList, WorkLists};
@@ -10,10 +11,12 @@ use super::memory::{ALIGNMENT, Called, Memory, Pinned, Slice};
 use super::ops::Tokens;
 use super::patience;
 use super::persistent::query_tiles;
+use super::stopwatch::{Point, Stopwatch};
+use crate::backend::DeviceTime;
 use crate::batch::PackedBatch;
 use crate::model::{ModelDesc, Pooling};
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::CudaEvent;
+use cudarc::driver::{CudaEvent, CudaStream};
 use std::time::Duration;
 
 /// Entries of the two work lists of a batch beyond one a token: groups of four are filled up.
@@ -21,21 +24,42 @@ const SPARE_ENTRIES: usize = 16;
 /// Arrays of a batch: ids, positions, types, ends, two of left out tokens, three work lists.
 const ARRAYS: usize = 9;
 
+/// How a batch's ids come to the kernels, and its vectors from them. Each event and each stream that waits for another costs the host
+/// and the device about a microsecond, which a small batch feels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// The kernels read and write the host's memory. For those that read each id once and write each number once, as every access
+    /// goes over the bus; others read a work list once for each layer and head.
+    Mapped,
+    /// Copies in the stream of the kernels.
+    InLine,
+    /// Copies in streams of their own, beside other batches' kernels.
+    Overlapped,
+}
+
+/// Why memory is.
+const MAPPED: &str = "only a device that maps the host's memory is given a batch on this route";
+
 pub(super) struct Slot {
     staging: Pinned,
     /// What `staging` is copied to.
     inputs: Memory,
     /// `[tokens, dim]`, or `[tokens, hidden]` for token vectors, f32
-    pub(super) vectors: Memory,
+    vectors: Memory,
+    /// The same on the host.
     results: Pinned,
     lists: WorkLists,
     /// The work list of a batch that goes in one launch.
     query_tiles: Vec<Entry>,
     /// On this slot's memory.
     pub(super) graphs: Recorded<Graph>,
+    /// Of the batch that was uploaded last.
+    route: Route,
     uploaded: CudaEvent,
     computed: CudaEvent,
-    downloaded: CudaEvent,
+    done: CudaEvent,
+    /// While batches are timed.
+    pub(super) stopwatch: Option<Stopwatch>,
 }
 
 /// A batch as the kernels see it: with the sizes of its shape.
@@ -78,17 +102,20 @@ impl Slot {
         tokens: usize,
     ) -> Called<Self> {
         let (context, dim) = (&device.context, widest(desc));
+        let pinned = |bytes| Pinned::new(context, bytes, device.maps_host_memory);
         Ok(Self {
             inputs: Memory::new(context, input_bytes(tokens))?,
             vectors: Memory::new(context, 4 * tokens * dim)?,
-            staging: Pinned::new(context, input_bytes(tokens))?,
-            results: Pinned::new(context, 4 * tokens * dim)?,
+            staging: pinned(input_bytes(tokens))?,
+            results: pinned(4 * tokens * dim)?,
             lists: WorkLists::new(attention),
             query_tiles: Vec::new(),
             graphs: Recorded::new(),
+            route: Route::Overlapped,
             uploaded: context.new_event(None)?,
             computed: context.new_event(None)?,
-            downloaded: context.new_event(None)?,
+            done: context.new_event(None)?,
+            stopwatch: None,
         })
     }
 
@@ -122,12 +149,24 @@ impl Slot {
         }
     }
 
-    /// Stages the batch that was planned, filled up to a shape, and starts its copy; what comes into the compute stream waits
-    /// for that. What it is filled up with are rows that no sequence has, sequences without tokens, and entries of no work.
-    pub(super) fn upload(&mut self, device: &Opened, batch: &PackedBatch, shape: Shape) -> Called<Inputs> {
+    /// Stages the batch that was planned, filled up to a shape, and starts its copy if its route has one; what comes into the compute
+    /// stream waits for that. What it is filled up with are rows that no sequence has, sequences without tokens, and entries of no
+    /// work.
+    pub(super) fn upload(
+        &mut self,
+        device: &Opened,
+        batch: &PackedBatch,
+        shape: Shape,
+        route: Route,
+    ) -> Called<Inputs> {
+        self.route = route;
+        let to = match route {
+            Route::Mapped => self.staging.mapped().expect(MAPPED),
+            Route::InLine | Route::Overlapped => self.inputs.all(),
+        };
         // SAFETY: the batch before has been waited for
         let bytes = unsafe { self.staging.bytes_mut() };
-        let mut stage = Stage { bytes, at: 0, to: &self.inputs };
+        let mut stage = Stage { bytes, at: 0, to };
         let end = batch.cu_seqlens.last().copied().unwrap_or(0);
         let tokens = Tokens {
             ids: stage.put(&batch.ids, shape.tokens, 0),
@@ -151,30 +190,69 @@ impl Slot {
         let attention = [path(0, long), path(1, brief)];
         let query_tiles = stage.put(&self.query_tiles, self.query_tiles.len(), Entry::default());
         let staged = stage.at;
-        // SAFETY: the slot is left alone until `collect` has waited
-        unsafe { self.staging.upload(0..staged, &self.inputs, &device.upload) }?;
-        self.uploaded.record(&device.upload)?;
-        device.compute.wait(&self.uploaded)?;
+        if let Some(stream) = self.copies_in(&device.upload, device) {
+            self.mark(Point::Begin, stream)?;
+            // SAFETY: the slot is left alone until `collect` has waited
+            unsafe { self.staging.upload(0..staged, &self.inputs, stream) }?;
+            if route == Route::Overlapped {
+                self.uploaded.record(stream)?;
+                device.compute.wait(&self.uploaded)?;
+            }
+        }
+        self.mark(Point::KernelsBegin, &device.compute)?;
         let (batch, total_tokens) = (shape.batch, shape.tokens);
         Ok(Inputs { batch, total_tokens, tokens, left_out, left_out_cls, attention, query_tiles })
     }
 
-    /// Starts the copy of so many floats back, behind what is in the compute stream now.
+    /// Where kernels are to leave the vectors of the batch that was uploaded.
+    pub(super) fn vectors(&self) -> Slice<f32> {
+        match self.route {
+            Route::Mapped => self.results.mapped().expect(MAPPED),
+            Route::InLine | Route::Overlapped => self.vectors.all(),
+        }
+    }
+
+    /// Starts the copy of so many floats back, if the route has one, behind what is in the compute stream now.
     pub(super) fn download(&mut self, device: &Opened, floats: usize) -> Called<()> {
-        self.computed.record(&device.compute)?;
-        device.download.wait(&self.computed)?;
+        self.mark(Point::KernelsEnd, &device.compute)?;
+        let Some(stream) = self.copies_in(&device.download, device) else {
+            return self.done.record(&device.compute);
+        };
+        if self.route == Route::Overlapped {
+            self.computed.record(&device.compute)?;
+            stream.wait(&self.computed)?;
+        }
         let vectors = self.vectors.slice::<f32>(0, floats);
         // SAFETY: the slot is left alone until `collect` has waited
-        unsafe { self.results.download(vectors, &device.download) }?;
-        self.downloaded.record(&device.download)
+        unsafe { self.results.download(vectors, stream) }?;
+        self.mark(Point::End, stream)?;
+        self.done.record(stream)
+    }
+
+    /// The stream of the batch's copies, if it has any; `own` where these have one of their own.
+    fn copies_in<'d>(&self, own: &'d CudaStream, device: &'d Opened) -> Option<&'d CudaStream> {
+        match self.route {
+            Route::Mapped => None,
+            Route::InLine => Some(&device.compute),
+            Route::Overlapped => Some(own),
+        }
+    }
+
+    fn mark(&self, point: Point, stream: &CudaStream) -> Called<()> {
+        self.stopwatch.as_ref().map_or(Ok(()), |stopwatch| stopwatch.mark(point, stream))
+    }
+
+    /// What the batch took that was collected last, if batches are timed.
+    pub(super) fn time(&self) -> Called<Option<DeviceTime>> {
+        self.stopwatch.as_ref().map(|stopwatch| stopwatch.read(self.route != Route::Mapped)).transpose()
     }
 
     /// Waits for the batch and hands out its vectors; says no if it is not there in time.
     pub(super) fn collect(&mut self, out: &mut [f32], limit: Duration) -> Called<bool> {
-        if !patience::wait(&self.downloaded, limit)? {
+        if !patience::wait(&self.done, limit)? {
             return Ok(false);
         }
-        // SAFETY: the copy has been waited for, and before it all others
+        // SAFETY: kernels and copies have been waited for
         let bytes = unsafe { self.results.bytes_mut() };
         out.copy_from_slice(bytemuck::cast_slice(&bytes[..size_of_val(out)]));
         Ok(true)
@@ -185,7 +263,8 @@ impl Slot {
 struct Stage<'a> {
     bytes: &'a mut [u8],
     at: usize,
-    to: &'a Memory,
+    /// Where kernels will find them.
+    to: Slice<u8>,
 }
 
 impl Stage<'_> {
@@ -211,7 +290,7 @@ impl Stage<'_> {
     fn array<T: Pod, D>(&mut self, len: usize) -> (&mut [T], Slice<D>) {
         let offset = self.at.next_multiple_of(ALIGNMENT);
         self.at = offset + len * size_of::<T>();
-        let slice = self.to.slice(offset, len * size_of::<T>() / size_of::<D>());
+        let slice = self.to.part(offset, len * size_of::<T>() / size_of::<D>());
         (bytemuck::cast_slice_mut(&mut self.bytes[offset..self.at]), slice)
     }
 }
