@@ -142,4 +142,4 @@ impl Vector for Portable {
 
 // 4 × 8: eight accumulators of the sixteen registers that SSE2 has, two of weights, one of activations. Weights are in f32:
 // the baseline has no instruction that reads f16.
-instantiate!(Portable, "portable", [F32 [1 2 3 4]],);
+instantiate!(Portable, "portable", [F32 [1 2 3 4] [1 x 4, 2 x 2]],);

@@ -102,4 +102,14 @@ impl HalfVector for Avx2 {
 // 6 × 16: twelve accumulators of sixteen registers, two of weights, one or two of activations; twelve
 // chains cover the multiply-add's latency of four or five at two a cycle. With f16 the compiler converts a step's weights
 // during the one before, which leaves room for ten: six rows had a sum in memory and took twice as long (rustc 1.95).
-instantiate!(Avx2, "avx2", [F32 [1 2 3 4 5 6] F16 [1 2 3 4 5] Bf16 [1 2 3 4 5 6]], #[target_feature(enable = "avx2,fma,f16c")]);
+// Three rows over two panels have twelve, too, for which 16 bits leave no room again.
+instantiate!(
+    Avx2,
+    "avx2",
+    [
+        F32 [1 2 3 4 5 6] [1 x 4, 2 x 2, 3 x 2]
+        F16 [1 2 3 4 5] [1 x 4, 2 x 2]
+        Bf16 [1 2 3 4 5 6] [1 x 4, 2 x 2]
+    ],
+    #[target_feature(enable = "avx2,fma,f16c")]
+);
