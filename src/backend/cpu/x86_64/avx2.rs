@@ -20,7 +20,6 @@ impl Avx2 {
 impl Vector for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
-    const TABLE: usize = 8;
     // on Zen 3, sixteen rows, shares of the peak: 79 % at 2 KiB and 88 at 8 from the level 3 cache, 76 and 77 from memory
     const PREFETCH_BYTES: usize = 8192;
 
@@ -63,10 +62,6 @@ impl Vector for Avx2 {
     });
     op!(select_lt(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256,
         _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)));
-    op!(lookup(table: &[f32], at: __m256) -> __m256, {
-        assert!(table.len() == 8, "eight entries");
-        _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), _mm256_castps_si256(at))
-    });
     op!(sum(a: __m256) -> f32, {
         let s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
         let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
