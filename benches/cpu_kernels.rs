@@ -1,17 +1,51 @@
 //! Each CPU kernel at the shapes of all-MiniLM-L6-v2, on each instruction set, one thread: GFLOP/s (as
-//! criterion's elements a second) or bytes a second. `fma_peak` is the roof, measured in the same process;
-//! weights and activations are warm in the cache, as they are within a tile. `forward` is a whole batch.
+//! criterion's elements a second) or bytes a second. Products and `forward`, a whole batch, also print their share of
+//! the peak, a loop of multiply-adds in registers (bf16, int8: of their own) measured right before in the same process.
+//! Weights and activations are warm in the cache, as they are within a tile.
 
 use berthier::Threads;
 use berthier::backend::cpu::Isa;
-use berthier::backend::cpu::bench::{Gemm, NarrowGemm, Row, fma_peak, pool, row};
+use berthier::backend::cpu::bench::{Gemm, NarrowGemm, Row, fma_peak, peak, pool, row};
 use berthier::backend::{BackendOptions, Device, open};
 use berthier::batch::PackedBatch;
 use berthier::model::{Activation, Dtype, Family, ModelDesc, Pooling, Weights};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// A bench of so many floating point operations a call, that prints its median share of the peak, in GFLOP/s.
+#[allow(clippy::print_stdout, reason = "beside criterion's own lines, which have no room for it")]
+fn bench_share(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    function: &str,
+    parameter: &str,
+    operations: f64,
+    peak: f64,
+    mut call: impl FnMut(),
+) {
+    let mut seconds = Vec::new(); // of a call, by samples
+    group.throughput(Throughput::Elements(operations as u64));
+    group.bench_function(BenchmarkId::new(function, parameter), |b| {
+        b.iter_custom(|calls| {
+            let clock = Instant::now();
+            (0..calls).for_each(|_| call());
+            let time = clock.elapsed();
+            seconds.push(time.as_secs_f64() / calls as f64);
+            time
+        });
+    });
+    if seconds.is_empty() {
+        return; // not among those that were asked for
+    }
+    seconds.sort_by(f64::total_cmp);
+    let speed = operations / seconds[seconds.len() / 2] / 1e9;
+    println!(
+        "{function}/{parameter}: {speed:.1} of {peak:.1} GFLOP/s, {:.0} % of the peak",
+        100.0 * speed / peak
+    );
+}
 
 fn roof(c: &mut Criterion) {
     let mut group = c.benchmark_group("fma_peak");
@@ -30,16 +64,18 @@ fn gemms(c: &mut Criterion) {
             (1536, 384, Some(Activation::Gelu), false),
             (384, 1536, None, true),
         ] {
-            for m in [1, 4, 8, 16, 128] {
+            for m in [1, 2, 3, 4, 8, 16, 128] {
+                let shape = format!("{m}x{n}x{k}");
                 for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
                     let mut gemm = Gemm::new(isa, m, n, k, dtype, 1);
-                    group.throughput(Throughput::Elements(gemm.flops() as u64));
-                    let id = BenchmarkId::new(format!("{isa} {dtype:?}"), format!("{m}x{n}x{k}"));
-                    group.bench_function(id, |b| b.iter(|| gemm.run(activation, residual)));
+                    let peak = peak(|steps| fma_peak(isa, steps));
+                    let (name, flops) = (format!("{isa} {dtype:?}"), gemm.flops());
+                    bench_share(&mut group, &name, &shape, flops, peak, || gemm.run(activation, residual));
                 }
                 for mut gemm in NarrowGemm::all(isa, m, n, k) {
-                    let id = BenchmarkId::new(format!("{isa} {}", gemm.name()), format!("{m}x{n}x{k}"));
-                    group.bench_function(id, |b| b.iter(|| gemm.run(activation, residual)));
+                    let peak = peak(|steps| gemm.peak(steps));
+                    let (name, flops) = (format!("{isa} {}", gemm.name()), gemm.flops());
+                    bench_share(&mut group, &name, &shape, flops, peak, || gemm.run(activation, residual));
                 }
             }
         }
@@ -120,12 +156,11 @@ fn forward(c: &mut Criterion) {
                 batch.push(i, &ids, &vec![0; seqlen]);
             }
             let mut out = vec![0.0; count * desc.dim()];
-            group.throughput(Throughput::Elements((count as f64 * desc.flops(seqlen)) as u64));
-            group.bench_function(BenchmarkId::new(isa.to_string(), format!("{count}x{seqlen}")), |b| {
-                b.iter(|| {
-                    backend.submit(std::mem::take(&mut batch)).expect("room for a batch");
-                    batch = backend.collect(&mut out).expect("a batch");
-                });
+            let flops = count as f64 * desc.flops(seqlen);
+            let peak = peak(|steps| fma_peak(isa, steps));
+            bench_share(&mut group, &isa.to_string(), &format!("{count}x{seqlen}"), flops, peak, || {
+                backend.submit(std::mem::take(&mut batch)).expect("room for a batch");
+                batch = backend.collect(&mut out).expect("a batch");
             });
         }
     }

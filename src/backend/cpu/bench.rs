@@ -1,4 +1,4 @@
-//! The kernels for `benches/cpu_kernels.rs`. No part of the library's interface.
+//! The kernels for `benches/cpu_kernels.rs` and `berthier bench kernels`. No part of the library's interface.
 #![allow(missing_docs, reason = "for the benches only")]
 #![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
 
@@ -9,6 +9,7 @@ use super::kernels::Kernels;
 use super::team::Team;
 use super::workspace::row_stride;
 use crate::model::{self, Activation, Dtype, Pooling, Tensor};
+use std::time::Instant;
 
 /// A product `[m, k] · [k, n]` with packed weights, of one layer or of several in turn.
 pub struct Gemm {
@@ -125,6 +126,19 @@ impl Gemm {
     }
 }
 
+/// Steps of the loops in registers of a sample of the peak.
+const PEAK_STEPS: usize = 100_000;
+
+/// 10⁹ operations a second of a loop in registers that does so many steps and returns its operations, [`fma_peak`] or
+/// [`NarrowGemm::peak`]: the best of a few samples, as it is a limit.
+pub fn peak(operations: impl Fn(usize) -> f64) -> f64 {
+    let run = || {
+        let clock = Instant::now();
+        operations(PEAK_STEPS) / clock.elapsed().as_secs_f64() / 1e9
+    };
+    (0..5).map(|_| run()).fold(0.0, f64::max)
+}
+
 /// Floating point operations of `steps` steps of the loop that does nothing but multiply-adds.
 pub fn fma_peak(isa: Isa, steps: usize) -> f64 {
     let (flops, sum) = isa.kernels().expect("one of Isa::available").fma_peak(steps);
@@ -160,4 +174,17 @@ pub fn pool(isa: Isa, pooling: Pooling, x: &[f32], out: &mut [f32]) {
     let columns = out.len();
     let x = Matrix::new(x, x.len() / columns, columns, columns);
     isa.kernels().expect("one of Isa::available").pool(pooling, x, 0, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_is_a_speed() {
+        for &isa in &Isa::available() {
+            let peak = peak(|steps| fma_peak(isa, steps));
+            assert!(peak > 0.01 && peak < 1e5, "{isa}: {peak}");
+        }
+    }
 }

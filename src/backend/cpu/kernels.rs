@@ -74,9 +74,9 @@ type Widen = unsafe fn(*const u8, &mut [f32]);
 pub(super) struct GemmTiles {
     /// Over one panel, by rows − 1.
     pub(super) one: &'static [GemmTile],
-    /// Over so many panels side by side, by rows − 1. One or two rows have too few chains of multiply-adds in one panel,
+    /// Over so many panels side by side, by rows − 1. One to three rows have too few chains of multiply-adds in one panel,
     /// and memory gives more where it is read in several places: one row took 14 GB/s from one panel at a time, 25 from
-    /// four (Zen 3).
+    /// four; three rows 18, and 22 from two (Zen 3).
     pub(super) several: &'static [(usize, GemmTile)],
     pub(super) widen: Widen,
 }
@@ -323,10 +323,10 @@ fn from(x: &[f32], first: usize) -> *const f32 {
 }
 
 /// Compiles the generic kernels for one token type and puts them in a table, `KERNELS`.
-/// Arguments: the token, the name, how weights can be stored with the heights of the tiles for each, and the attribute
-/// that turns the features on.
+/// Arguments: the token, the name, how weights can be stored with the heights of the tiles for each and those over several
+/// panels (rows x panels), and the attribute that turns the features on.
 macro_rules! instantiate {
-    ($token:ident, $name:literal, [$($storage:ident $heights:tt)*], $(#[$attr:meta])*) => {
+    ($token:ident, $name:literal, [$($storage:ident $heights:tt $several:tt)*], $(#[$attr:meta])*) => {
         mod compiled {
             #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
             use super::$token;
@@ -394,7 +394,7 @@ macro_rules! instantiate {
         pub(in $crate::backend::cpu) static KERNELS: Kernels = Kernels {
             name: $name,
             nr: 2 * <$token as Vector>::LANES,
-            gemm_tiles: &[$($crate::backend::cpu::kernels::gemm_tiles!($storage $heights)),*],
+            gemm_tiles: &[$($crate::backend::cpu::kernels::gemm_tiles!($storage $heights $several)),*],
             embed_layernorm: compiled::embed_layernorm,
             layernorm: compiled::layernorm,
             softmax: compiled::softmax,
@@ -411,13 +411,13 @@ macro_rules! instantiate {
 }
 pub(super) use instantiate;
 
-/// The tiles of one storage, of the heights `$mr`.
+/// The tiles of one storage, of the heights `$mr`, and of `$rows` over `$panels` panels.
 macro_rules! gemm_tiles {
-    ($storage:ident [$($mr:literal)*]) => {{
+    ($storage:ident [$($mr:literal)*] [$($rows:literal x $panels:literal),*]) => {{
         use $crate::backend::cpu::generic::$storage;
         $crate::backend::cpu::kernels::GemmTiles {
             one: &[$(compiled::gemm_tile::<$storage, $mr, 1>),*],
-            several: &[(4, compiled::gemm_tile::<$storage, 1, 4>), (2, compiled::gemm_tile::<$storage, 2, 2>)],
+            several: &[$(($panels, compiled::gemm_tile::<$storage, $rows, $panels>)),*],
             widen: compiled::widen::<$storage>,
         }
     }};

@@ -10,8 +10,8 @@ pub(super) trait Vector: Copy {
     type F: Copy;
     /// Floats of a vector.
     const LANES: usize;
-    /// Entries of a table for `lookup`, a power of two.
-    const TABLE: usize;
+    /// Whether a table of sixteen fits a register, for `lookup`.
+    const LOOKS_UP: bool = false;
     /// How far ahead a product fetches weights of the panel that it reads, where it has more than a few rows.
     const PREFETCH_BYTES: usize;
 
@@ -55,11 +55,14 @@ pub(super) trait Vector: Copy {
     fn scale2(self, a: Self::F, n: Self::F) -> Self::F;
     /// `a < b ? x : y`.
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
-    /// `table[i]`, where i is the lowest bits of each lane's bit pattern.
+    /// `table[i]`, where i is the lowest four bits of each lane's bit pattern.
     ///
     /// # Panics
-    /// If there are not `TABLE` entries.
-    fn lookup(self, table: &[f32], at: Self::F) -> Self::F;
+    /// If the instruction set does not look up.
+    #[inline(always)]
+    fn lookup(self, _table: &[f32; 16], _at: Self::F) -> Self::F {
+        unreachable!("asked for only where LOOKS_UP says so")
+    }
     /// The sum of the lanes, in an order of its own that never changes.
     fn sum(self, a: Self::F) -> f32;
     /// The greatest lane.

@@ -12,8 +12,6 @@ use std::time::Instant;
 
 /// A sample goes on for at least so long, that the clock and a first miss do not count.
 const SAMPLE_SECONDS: f64 = 2e-3;
-/// Steps of the multiply-add loop of a sample of the roof.
-const PEAK_STEPS: usize = 100_000;
 /// A product of up to so many rows waits for its weights and not for its multiply-adds, once no cache holds them.
 const FEW_ROWS: usize = 4;
 /// Bytes of weights that no cache holds, in no more layers than that: of toys' layers there would be too many.
@@ -112,7 +110,7 @@ fn products(all: &mut Vec<Measured>, isa: Isa, desc: &ModelDesc, m: usize, sampl
             all.push(Measured { name, shape, work, unit, seconds, roof: Some(roof) });
         };
         let mut gemm = bench::Gemm::new(isa, m, n, k, Dtype::F32, 1);
-        let roof = peak(|| bench::fma_peak(isa, PEAK_STEPS));
+        let roof = bench::peak(|steps| bench::fma_peak(isa, steps));
         let seconds = time(samples, || gemm.run(activation, residual));
         push(name.into(), gemm.flops(), "GFLOP/s", roof, seconds);
         drop(gemm);
@@ -126,7 +124,7 @@ fn products(all: &mut Vec<Measured>, isa: Isa, desc: &ModelDesc, m: usize, sampl
             push(format!("{name}, from memory"), bytes, "GB/s", roof, seconds);
         }
         for mut gemm in bench::NarrowGemm::all(isa, m, n, k) {
-            let roof = peak(|| gemm.peak(PEAK_STEPS));
+            let roof = bench::peak(|steps| gemm.peak(steps));
             let seconds = time(samples, || gemm.run(activation, residual));
             push(format!("{name}, {}", gemm.name()), gemm.flops(), "GOP/s", roof, seconds);
         }
@@ -172,16 +170,6 @@ fn row_kernels(all: &mut Vec<Measured>, isa: Isa, desc: &ModelDesc, samples: usi
     });
 }
 
-/// 10⁹ operations a second of a loop in registers that returns how many it did: the best of a few samples, as it is a
-/// limit.
-fn peak(operations: impl Fn() -> f64) -> f64 {
-    let run = || {
-        let clock = Instant::now();
-        operations() / clock.elapsed().as_secs_f64() / 1e9
-    };
-    (0..5).map(|_| run()).fold(0.0, f64::max)
-}
-
 /// Seconds of one call, so many samples, each of as many calls as fill [`SAMPLE_SECONDS`].
 fn time(samples: usize, mut call: impl FnMut()) -> Vec<f64> {
     let mut calls = 1usize;
@@ -215,13 +203,5 @@ mod tests {
         assert_eq!(seconds.len(), 3);
         // of some 20 calls a sample
         assert!(calls >= 3 * 5 && seconds.iter().all(|&s| s >= 100e-6), "{calls} {seconds:?}");
-    }
-
-    #[test]
-    fn peak_is_a_speed() {
-        for &isa in &Isa::available() {
-            let peak = peak(|| bench::fma_peak(isa, PEAK_STEPS));
-            assert!(peak > 0.01 && peak < 1e5, "{isa}: {peak}");
-        }
     }
 }

@@ -3,11 +3,13 @@
 exp(r)  on |r| <= ln(2)/2:   1 + r + r^2 * P(r), P fitted so that the relative error of the sum is least.
 GELU(x) = max(x, 0) - t * Q(t),  t = |x|,  Q(t) = Phi(-t) = erfc(t / sqrt 2) / 2, in segments around equally spaced
 centres, the last of them 6: a polynomial of the distance from the centre for each. The unit is a segment's width
-(z = scale * t), so that the rows are those of Q / scale and GELU(x) = max(x, 0) - z * Q / scale.
+(z = scale * t), so that the rows are those of Q / scale and GELU(x) = max(x, 0) - z * Q / scale. Or, where no table of
+sixteen fits a register, Q(t) / (T - t) on [0, T] by one polynomial of u = 2 t / T - 1, which leaves nothing at T.
 
 Needs numpy and scipy:   python3 tools/lab/vecmath/fit.py
 """
 import numpy as np
+from numpy.polynomial import chebyshev
 from scipy.special import erfc
 
 
@@ -61,7 +63,16 @@ def fit_gelu(segments, degree, longest=6):
         print("    [" + ", ".join(f"{v:.8e}" for v in row) + "],")
 
 
+def fit_gelu_whole(longest, degree):
+    u = nodes(-1, 1, 500)
+    t = (u + 1) * longest / 2
+    q = erfc(t / np.sqrt(2)) / 2
+    # powers of u are too much alike at this degree
+    err, c = lawson(chebyshev.chebvander(u, degree), q / (longest - t), t * (longest - t) + 1e-9, steps=400)
+    show(f"gelu: degree {degree} up to {longest}", err, chebyshev.cheb2poly(c))
+
+
 if __name__ == "__main__":
     fit_exp(4)
     fit_gelu(16, 5)
-    fit_gelu(8, 7)
+    fit_gelu_whole(5.75, 15)

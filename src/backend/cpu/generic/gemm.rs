@@ -145,24 +145,42 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, S: Stored<V>, const MR: usiz
         ($u:expr) => {
             // SAFETY: step k of MR rows of `a` and of the panels; k is below `t.k` where this is used
             unsafe {
-                let mut w = [[v.splat(0.0); NV]; NP];
-                for p in 0..NP {
-                    w[p] = S::load(v, b.add(p * b_stride + $u * row_bytes));
+                macro_rules! x {
+                    ($i:ident) => {{
+                        let row = match $i % 4 {
+                            0 => a[$i / 4],
+                            1 => a[$i / 4].add(stride),
+                            2 => a[$i / 4].add(2 * stride),
+                            _ => a[$i / 4].add(stride3),
+                        };
+                        v.splat(*row.add($u))
+                    }};
                 }
-                each_row!(I, {
-                    let row = match I % 4 {
-                        0 => a[I / 4],
-                        1 => a[I / 4].add(stride),
-                        2 => a[I / 4].add(2 * stride),
-                        _ => a[I / 4].add(stride3),
-                    };
-                    let x = v.splat(*row.add($u));
+                if MR < 3 || NP == 1 {
+                    let mut w = [[v.splat(0.0); NV]; NP];
                     for p in 0..NP {
+                        w[p] = S::load(v, b.add(p * b_stride + $u * row_bytes));
+                    }
+                    each_row!(I, {
+                        let x = x!(I);
+                        for p in 0..NP {
+                            for j in 0..NV {
+                                acc[I][p][j] = v.mul_add(x, w[p][j], acc[I][p][j]);
+                            }
+                        }
+                    });
+                } else {
+                    // the rows stay in registers, and panel follows upon panel: with the weights of both in front, three
+                    // rows took one register more than there are, and half of the sums went by way of memory
+                    let mut x = [v.splat(0.0); MR];
+                    each_row!(I, { x[I] = x!(I) });
+                    for p in 0..NP {
+                        let w = S::load(v, b.add(p * b_stride + $u * row_bytes));
                         for j in 0..NV {
-                            acc[I][p][j] = v.mul_add(x, w[p][j], acc[I][p][j]);
+                            each_row!(I, { acc[I][p][j] = v.mul_add(x[I], w[j], acc[I][p][j]) });
                         }
                     }
-                });
+                }
             }
         };
     }

@@ -20,7 +20,7 @@ impl Avx512 {
 impl Vector for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
-    const TABLE: usize = 16;
+    const LOOKS_UP: bool = true;
     const PREFETCH_BYTES: usize = 2048;
 
     op!(splat(x: f32) -> __m512, _mm512_set1_ps(x));
@@ -56,10 +56,8 @@ impl Vector for Avx512 {
     op!(scale2(a: __m512, n: __m512) -> __m512, _mm512_scalef_ps(a, n));
     op!(select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512,
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x));
-    op!(lookup(table: &[f32], at: __m512) -> __m512, {
-        assert!(table.len() == 16, "sixteen entries");
-        _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_loadu_ps(table.as_ptr()))
-    });
+    op!(lookup(table: &[f32; 16], at: __m512) -> __m512,
+        _mm512_permutexvar_ps(_mm512_castps_si512(at), _mm512_loadu_ps(table.as_ptr())));
     // spelt out: the reduction intrinsics leave the order of the additions to the compiler
     op!(sum(a: __m512) -> f32, {
         let s = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
@@ -102,9 +100,9 @@ instantiate!(
     Avx512,
     "avx512",
     [
-        F32 [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
-        F16 [1 2 3 4 5 6 7 8 9 10 11 12 13]
-        Bf16 [1 2 3 4 5 6 7 8 9 10 11 12 13]
+        F32 [1 2 3 4 5 6 7 8 9 10 11 12 13 14] [1 x 4, 2 x 2, 3 x 2]
+        F16 [1 2 3 4 5 6 7 8 9 10 11 12 13] [1 x 4, 2 x 2, 3 x 2]
+        Bf16 [1 2 3 4 5 6 7 8 9 10 11 12 13] [1 x 4, 2 x 2, 3 x 2]
     ],
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 );
