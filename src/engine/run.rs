@@ -258,7 +258,8 @@ impl Output<'_, '_> {
             if self.tokens.is_none() && self.embedder.normalize == Normalize::Always && dim < full {
                 l2_normalize(place);
             }
-            if place.iter().any(|v| !v.is_finite()) {
+            // to the end, as stopping early keeps the loop scalar: a quarter of what a small call on a GPU has the host do
+            if !place.iter().fold(true, |finite, v| finite & v.is_finite()) {
                 place.fill(f32::NAN);
                 self.non_finite.push(row);
             }
