@@ -3,8 +3,8 @@
 #include "emulator.h"
 
 namespace emu {
-void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters) {
-  launch(grid, block, smem_bytes, [&] { kernel.invoke(parameters); }, kernel.cluster);
+void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster) {
+  launch(grid, block, smem_bytes, [&] { kernel.invoke(parameters); }, cluster);
 }
 bool emulated() { return true; }
 }  // namespace emu

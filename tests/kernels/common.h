@@ -254,8 +254,9 @@ template <class E> class Guarded : public GuardedBase {
 // ---- launching ----------------------------------------------------------------------------------------------------
 // Checks the block against the kernel's launch bounds, runs the kernel, checks every live guarded buffer. Emulator errors
 // (deadlock, bad address, ...) fail the case with their text.
+constexpr int KERNELS_OWN_CLUSTER = -1;
 template <class... P, class... A>
-static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
+static void launch_in_clusters(int cluster, void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
   const emu::Kernel* known = emu::find_kernel((void*)kernel);
   EXPECT(known, "the launched function is not a KERNEL");
   EXPECT((int)(block.x * block.y * block.z) == known->threads, "%s launched with %u threads, its bounds say %d", known->name,
@@ -264,9 +265,13 @@ static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_by
   std::tuple<std::remove_const_t<std::remove_reference_t<P>>...> values((P)args...);
   std::apply([&](auto&... value) {
     void* parameters[] = {(void*)&value..., nullptr};
-    if (grid.x && grid.y && grid.z) emu::launch(*known, grid, block, smem_bytes, parameters);
+    if (grid.x && grid.y && grid.z) emu::launch(*known, grid, block, smem_bytes, parameters, cluster == KERNELS_OWN_CLUSTER ? known->cluster : cluster);
   }, values);
   GuardedBase::check_all();
+}
+template <class... P, class... A>
+static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
+  launch_in_clusters(KERNELS_OWN_CLUSTER, kernel, grid, block, smem_bytes, args...);
 }
 
 // No ldmatrix, cp.async or shared load/store (through the wrappers) of the case's launches so far took more passes than its bytes

@@ -82,6 +82,16 @@ class Driver {
   void launch_cooperative(void* function, unsigned gx, unsigned threads, size_t shared, void* stream, void** parameters) {
     call("cuLaunchCooperativeKernel", function, gx, 1u, 1u, threads, 1u, 1u, (unsigned)shared, stream, parameters);
   }
+  // Clusters that the launch makes; of more than eight blocks where the GPU has them.
+  void launch_in_clusters(void* function, unsigned cluster, unsigned gx, unsigned threads, size_t shared, void* stream, void** parameters) {
+    struct Attribute { int id; char pad[4]; union { char bytes[64]; unsigned size[3]; } value; } attribute = {4, {}, {}};
+    struct Config { unsigned grid[3], block[3], shared; void* stream; Attribute* attributes; unsigned n; };
+    attribute.value.size[0] = cluster;
+    attribute.value.size[1] = attribute.value.size[2] = 1;
+    const Config config = {{gx, 1, 1}, {threads, 1, 1}, (unsigned)shared, stream, &attribute, 1};
+    if (cluster > 8) call("cuFuncSetAttribute", function, 14, 1);
+    call("cuLaunchKernelEx", &config, function, parameters, (void**)nullptr);
+  }
   DevicePointer allocate(size_t bytes) {
     DevicePointer p = 0;
     call("cuMemAlloc_v2", &p, bytes ? bytes : 1);

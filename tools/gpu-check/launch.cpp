@@ -100,7 +100,7 @@ void download(Driver& driver, const std::vector<Memory>& memory) {
 
 bool emulated() { return false; }
 
-void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters) {
+void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster) {
   Error error;
   bool lost = false;  // what a kernel does wrong, its context does not survive
   try {
@@ -118,7 +118,8 @@ void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, vo
     for (int i = 0; i < kernel.n_parameters; i++) values.push_back(translate(driver, memory, (const uint8_t*)parameters[i], kernel.parameter_bytes[i]));
     for (auto& v : values) pointers.push_back(v.data());
     driver.allow_shared(function, smem_bytes);
-    if (kernel.cluster == WHOLE_GRID) driver.launch_cooperative(function, grid.x, block.x, smem_bytes, nullptr, pointers.data());
+    if (cluster != kernel.cluster) driver.launch_in_clusters(function, (unsigned)cluster, grid.x, block.x, smem_bytes, nullptr, pointers.data());
+    else if (cluster == WHOLE_GRID) driver.launch_cooperative(function, grid.x, block.x, smem_bytes, nullptr, pointers.data());
     else driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data());
     lost = true;
     driver.wait(nullptr, kernel.name);

@@ -27,6 +27,8 @@ static void read_settings() {
   settings.driver_version = (int)number("BERTHIER_EMU_DRIVER_VERSION", 13000);
   settings.memory_bytes = (size_t)number("BERTHIER_EMU_MEMORY_BYTES", 2L << 30);
   settings.late = !is("BERTHIER_EMU_STREAMS", "eager");
+  settings.most_cluster = (int)number("BERTHIER_EMU_MOST_CLUSTER", 16);
+  settings.refuse_together = number("BERTHIER_EMU_REFUSE_TOGETHER", 0) != 0;
   settings.fail_launch = number("BERTHIER_EMU_FAIL_LAUNCH", 0);
   settings.fail_allocation = number("BERTHIER_EMU_FAIL_ALLOCATION", 0);
   settings.lose_device = number("BERTHIER_EMU_LOSE_DEVICE", 0);

@@ -17,7 +17,7 @@ typedef uint64_t CUdeviceptr;
 enum : CUresult {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
   INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, UNSUPPORTED_PTX_VERSION = 222, FILE_NOT_FOUND = 301, INVALID_HANDLE = 400, NOT_FOUND = 500,
-  NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_OUT_OF_RESOURCES = 701, LAUNCH_FAILED = 719, COOPERATIVE_LAUNCH_TOO_LARGE = 720, NOT_SUPPORTED = 801,
+  NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_OUT_OF_RESOURCES = 701, LAUNCH_FAILED = 719, COOPERATIVE_LAUNCH_TOO_LARGE = 720, NOT_SUPPORTED = 801, INVALID_CLUSTER_SIZE = 912,
   CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURE_UNMATCHED = 903, CAPTURE_UNJOINED = 904, CAPTURED_EVENT = 907, UNKNOWN = 999
 };
 #define API extern "C" __attribute__((visibility("default"))) CUresult
@@ -31,6 +31,8 @@ struct Settings {
   std::vector<int> architectures;            // of each device, the last one again for the rest
   size_t memory_bytes;
   bool late;                                 // streams run when the host waits for them
+  int most_cluster;                          // blocks of a cluster, beyond the 8 that every GPU of compute capability 9.0 has
+  bool refuse_together;                      // cooperative launches and clusters chosen at launch are refused, whatever fits
   long fail_launch, fail_allocation, lose_device, hang_device;  // the number of the launch or allocation that goes wrong; 0: none
   std::string trace;                         // a file to append what ran to
 };

@@ -70,7 +70,7 @@ API cuModuleUnload(Module* module) { delete module; return SUCCESS; }
 API cuModuleGetGlobal_v2(CUdeviceptr*, size_t*, Module*, const char*) { return NOT_FOUND; }
 
 // ---- functions -----------------------------------------------------------------------------------------------------------------
-struct Function { const emu::Kernel* kernel; int registers, static_shared, local, max_dynamic; };
+struct Function { const emu::Kernel* kernel; int registers, static_shared, local, max_dynamic; bool large_clusters; };
 
 // "name": {..., "sm_90a": [registers, static shared, stack, local, spills], ...}
 static void read_manifest(Function& f, int architecture) {
@@ -101,7 +101,7 @@ API cuModuleGetFunction(Function** function, Module* module, const char* name) {
   if (!module || !kernel || !in_image(name, module->architecture)) { say("no kernel '%s' in kernels/all.cu", name); return NOT_FOUND; }
   // what launch bounds allow, where the manifest does not know the kernel
   int bound = 65536 / (kernel->threads * kernel->min_blocks) / 8 * 8;
-  *function = new Function{kernel, std::min(bound, 255), 0, 0, 48 << 10};
+  *function = new Function{kernel, std::min(bound, 255), 0, 0, 48 << 10, false};
   read_manifest(**function, module->architecture ? module->architecture : current_context->device->architecture);
   return SUCCESS;
 }
@@ -123,6 +123,7 @@ API cuFuncSetAttribute(Function* f, int attribute, int value) {
     if (value < 0 || value + f->static_shared > limits_of(current_context->device->architecture).shared_per_block) return INVALID_VALUE;
     f->max_dynamic = value;
   }
+  if (attribute == 14) f->large_clusters = value != 0;  // more than 8 blocks
   return SUCCESS;
 }
 API cuFuncGetAttribute(int* value, int attribute, Function* f) {
@@ -172,15 +173,14 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, Function* f, int bloc
   *bytes = (size_t)std::max(0, std::min(each, l.shared_per_block - f->static_shared));
   return SUCCESS;
 }
-API cuOccupancyMaxActiveClusters(int*, Function*, const void*) { return NOT_SUPPORTED; }
 API cuOccupancyMaxPotentialClusterSize(int*, Function*, const void*) { return NOT_SUPPORTED; }
 
 // ---- launching -----------------------------------------------------------------------------------------------------------------------
-struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; bool dependent; std::vector<std::vector<uint8_t>> parameters; };
+struct Launch { Function* function; Context* context; dim3e grid, block; unsigned shared; int cluster; bool dependent; std::vector<std::vector<uint8_t>> parameters; };
 
 static CUresult run(const Launch& l) {
-  trace("%s grid %u,%u,%u block %u shared %u%s", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared,
-        l.dependent ? " early" : "");
+  trace("%s grid %u,%u,%u block %u shared %u%s%s", l.function->kernel->name, l.grid.x, l.grid.y, l.grid.z, l.block.x * l.block.y * l.block.z, l.shared,
+        l.cluster == l.function->kernel->cluster ? "" : " in clusters", l.dependent ? " early" : "");
   if (count_down(settings.fail_launch)) { say("BERTHIER_EMU_FAIL_LAUNCH: %s fails", l.function->kernel->name); return LAUNCH_FAILED; }
   if (count_down(settings.lose_device)) { say("BERTHIER_EMU_LOSE_DEVICE: device %d is lost", l.context->device->ordinal); return UNKNOWN; }
   if (count_down(settings.hang_device)) {
@@ -203,7 +203,7 @@ static CUresult run(const Launch& l) {
   }
   emu::opt.dependent = emu::opt.must_wait = l.dependent;
   try {
-    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); }, k.cluster);
+    emu::launch(l.grid, l.block, l.shared, [&] { k.invoke(pointers.data()); }, l.cluster);
   } catch (emu::Error& e) {
     say("%s: %s", k.name, e.msg);
     bool address = strstr(e.msg, "outside of every allocation") != nullptr;
@@ -211,7 +211,14 @@ static CUresult run(const Launch& l) {
   }
   return SUCCESS;
 }
-static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative) {
+// Clusters of so many blocks, chosen at launch, that run at once; 0 where the GPU has none of that size.
+static int active_clusters(const Function* f, int threads, unsigned shared, unsigned cluster) {
+  const int arch = current_context->device->architecture;
+  const bool allowed = arch >= 90 && (cluster <= 8 || (f->large_clusters && (int)cluster <= settings.most_cluster));
+  return allowed ? blocks_per_sm(f, threads, shared, arch) * settings.multiprocessors / (int)cluster : 0;
+}
+// `cluster`: chosen at launch; 0: the kernel's own, or the grid if it is launched cooperatively
+static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative, unsigned cluster = 0) {
   const emu::Kernel& k = *f->kernel;
   const int arch = current_context->device->architecture, threads = (int)(block.x * block.y * block.z);
   auto refuse = [&](const char* why) { say("%s: %s", k.name, why); return (CUresult)INVALID_VALUE; };
@@ -221,12 +228,15 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (!threads || threads > 1024 || block.z > 64) return refuse("block out of range");
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
   if (k.cluster > 1 && arch < 90) return NOT_SUPPORTED;
-  if (k.cluster == emu::WHOLE_GRID ? !cooperative : grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters, or not launched cooperatively");
+  if (cluster && k.cluster != emu::WHOLE_GRID) return refuse("its clusters are its own");
+  if (k.cluster == emu::WHOLE_GRID ? !cooperative && !cluster : grid.x % (unsigned)k.cluster) return refuse("the grid is not whole clusters, or not launched cooperatively");
+  if (settings.refuse_together && (cooperative || cluster)) return cluster ? INVALID_CLUSTER_SIZE : COOPERATIVE_LAUNCH_TOO_LARGE;
+  if (cluster && (grid.x % cluster || !active_clusters(f, threads, shared, cluster))) return INVALID_CLUSTER_SIZE;
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
   const int fit = blocks_per_sm(f, threads, shared, arch);
   if (!fit) return LAUNCH_OUT_OF_RESOURCES;
   if (cooperative && grid.x * grid.y * grid.z > (unsigned)(fit * settings.multiprocessors)) return COOPERATIVE_LAUNCH_TOO_LARGE;
-  auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, {}});
+  auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, cluster ? (int)cluster : k.cluster, dependent, {}});
   for (int i = 0; i < k.n_parameters; i++) {  // copied at the call, as the driver does
     if (!parameters[i]) { say("%s: parameter %d of %d is missing", k.name, i, k.n_parameters); return INVALID_VALUE; }
     l->parameters.emplace_back((uint8_t*)parameters[i], (uint8_t*)parameters[i] + k.parameter_bytes[i]);
@@ -239,19 +249,32 @@ API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
 }
 struct LaunchAttribute { int id; char pad[4]; union { char bytes[64]; unsigned cluster[3]; int flag; } value; };
 struct LaunchConfig { unsigned grid[3], block[3], shared; void* stream; LaunchAttribute* attributes; unsigned n; };
+static unsigned cluster_of(const LaunchConfig* c) {
+  for (unsigned i = 0; i < c->n; i++)
+    if (c->attributes[i].id == 4) return c->attributes[i].value.cluster[1] * c->attributes[i].value.cluster[2] == 1 ? c->attributes[i].value.cluster[0] : ~0u;
+  return 0;
+}
+API cuOccupancyMaxActiveClusters(int* clusters, Function* f, const LaunchConfig* c) {
+  ENTER();
+  const unsigned cluster = cluster_of(c);
+  if (!cluster || cluster == ~0u || c->grid[0] % cluster) return INVALID_VALUE;
+  *clusters = active_clusters(f, (int)c->block[0], c->shared, cluster);
+  return *clusters ? SUCCESS : INVALID_CLUSTER_SIZE;
+}
 API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void** extra) {
   ENTER();
   bool dependent = false, cooperative = false;
+  const unsigned cluster = cluster_of(c);
+  if (cluster == ~0u) { say("%s: clusters along y or z are not emulated", f->kernel->name); return NOT_SUPPORTED; }
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
-    if (a.id == 4 && a.value.cluster[0] * a.value.cluster[1] * a.value.cluster[2] > 1) { say("%s: clusters by launch attribute are not emulated", f->kernel->name); return NOT_SUPPORTED; }
     if (a.id == 2) cooperative = a.value.flag != 0;
     if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
       if (current_context->device->architecture < 90) return NOT_SUPPORTED;
       dependent = true;
     }
   }
-  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent, cooperative);
+  return launch(f, {c->grid[0], c->grid[1], c->grid[2]}, {c->block[0], c->block[1], c->block[2]}, c->shared, c->stream, parameters, extra, dependent, cooperative, cluster);
 }
 API cuLaunchCooperativeKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters) {
   ENTER();
