@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "launches")]
 
 use super::super::image::{Manifest, fatbin};
+use super::super::persistent::{PERSISTENT_ENCODER, shared_bytes};
 use super::super::tiles::{Element, TileTable};
 use super::memory::{Called, Slice};
 use super::persistent;
@@ -56,6 +57,8 @@ pub(super) enum Begin {
     WithPredecessor,
     /// All at once, or the launch fails: they wait for each other (a cooperative launch).
     AllBlocks,
+    /// Those of a cluster of so many at once, likewise.
+    InClusters(usize),
 }
 
 impl<T> From<Slice<T>> for Argument {
@@ -74,6 +77,22 @@ impl From<bool> for Argument {
     fn from(b: bool) -> Self {
         Self::Int(i32::from(b))
     }
+}
+
+/// Blocks of a cluster on every GPU that has clusters; more have to be asked for.
+const PORTABLE_CLUSTER: usize = 8;
+
+fn size(n: usize) -> u32 {
+    u32::try_from(n).expect("grids are as large as a batch's tiles")
+}
+
+/// The attribute of a launch in clusters, along x.
+fn clusters_of(blocks: usize) -> (sys::CUlaunchAttributeID, sys::CUlaunchAttributeValue) {
+    let dimension = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: size(blocks), y: 1, z: 1 };
+    (
+        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        sys::CUlaunchAttributeValue { clusterDim: dimension },
+    )
 }
 
 struct Kernel {
@@ -107,15 +126,50 @@ impl Kernels {
                 continue;
             }
             let function = module.load_function(symbol)?;
-            let dynamic_shared = i32::try_from(kernel.dynamic_shared).unwrap_or(i32::MAX);
+            let most_dynamic_shared = match name {
+                PERSISTENT_ENCODER => shared_bytes(table),
+                _ => kernel.dynamic_shared,
+            };
+            let dynamic_shared = i32::try_from(most_dynamic_shared).unwrap_or(i32::MAX);
             // beyond 48 KiB it has to be asked for
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, dynamic_shared)?;
             let threads = u32::try_from(kernel.threads).unwrap_or(u32::MAX);
-            let kernel = Kernel { function, threads, most_dynamic_shared: kernel.dynamic_shared };
+            let kernel = Kernel { function, threads, most_dynamic_shared };
             by_name.insert(name.to_owned(), kernel);
         }
         Ok(Self { wait: Manifest::get().waits_for_predecessor(table.gpu().compute_capability), by_name })
+    }
+
+    /// How many clusters of so many blocks run at once; 0 where the GPU has none of that size.
+    pub(super) fn clusters(&self, name: &str, blocks: usize, dynamic_shared: usize) -> usize {
+        let Some(kernel) = self.by_name.get(name) else { return 0 };
+        if blocks > PORTABLE_CLUSTER {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+            if kernel.function.set_attribute(attribute, 1).is_err() {
+                return 0;
+            }
+        }
+        let (id, value) = clusters_of(blocks);
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: size(blocks),
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: size(dynamic_shared),
+            hStream: null_mut(),
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        let mut clusters = 0;
+        let function = kernel.function.cu_function();
+        // SAFETY: the function is loaded; the driver reads the configuration and writes an integer before it returns
+        let asked =
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, &raw const config) };
+        asked.result().map_or(0, |()| usize::try_from(clusters).unwrap_or(0))
     }
 
     /// Puts a kernel into the stream, whose context is current. What directly follows another kernel should begin while that one
@@ -155,7 +209,6 @@ impl Kernels {
                 Argument::Batch(value) => (&raw const *value).cast_mut().cast(),
             };
         }
-        let size = |n: usize| u32::try_from(n).expect("grids are as large as a batch's tiles");
         let early = (
             sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
@@ -164,12 +217,16 @@ impl Kernels {
             sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
             sys::CUlaunchAttributeValue { cooperative: 1 },
         );
-        let (id, value) = if begin == Begin::AllBlocks { at_once } else { early };
+        let (id, value) = match begin {
+            Begin::AllBlocks => at_once,
+            Begin::InClusters(blocks) => clusters_of(blocks),
+            Begin::AfterPredecessor | Begin::WithPredecessor => early,
+        };
         let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let wanted = match begin {
             Begin::AfterPredecessor => false,
             Begin::WithPredecessor => self.wait,
-            Begin::AllBlocks => true,
+            Begin::AllBlocks | Begin::InClusters(_) => true,
         };
         let config = sys::CUlaunchConfig {
             gridDimX: size(grid[0]),

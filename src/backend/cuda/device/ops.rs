@@ -196,12 +196,13 @@ impl Queue<'_> {
         }
     }
 
-    /// A launch whose blocks all run at once, or none.
+    /// A launch whose blocks all run at once, or those of each cluster, or none.
     ///
     /// # Safety
     /// As [`Kernels::launch`].
-    pub(super) unsafe fn launch_cooperative(
+    pub(super) unsafe fn launch_together(
         &self,
+        begin: Begin,
         name: &str,
         grid: usize,
         dynamic_shared: usize,
@@ -209,9 +210,7 @@ impl Queue<'_> {
     ) -> Called<()> {
         self.follows_kernel.set(true);
         // SAFETY: the caller's promise
-        unsafe {
-            self.kernels.launch(self.stream, Begin::AllBlocks, name, [grid, 1], dynamic_shared, arguments)
-        }
+        unsafe { self.kernels.launch(self.stream, begin, name, [grid, 1], dynamic_shared, arguments) }
     }
 
     /// Three tables' rows, added and normalised. `out` `[total_tokens, width]`
