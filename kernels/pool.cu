@@ -31,9 +31,8 @@ constexpr float POOL_LOWEST = -3.402823466e38f;
 
 struct PooledTokens { int first, begin, end; };  // of the sequence; of what is pooled
 
-DEV PooledTokens pooled_tokens(int sequence, const int* cu_seqlens, const int* left_out, int mode) {
-  PooledTokens t{cu_seqlens[sequence], 0, cu_seqlens[sequence + 1]};
-  t.begin = t.first + (left_out ? left_out[sequence] : 0);
+DEV PooledTokens pooled_tokens(int first, int end, int left_out, int mode) {
+  PooledTokens t{first, first + left_out, end};
   if (t.begin >= t.end) t.begin = t.end;
   else if (mode == POOL_CLS) t.end = t.begin + 1;
   else if (mode == POOL_LAST) t.begin = t.end - 1;
@@ -165,9 +164,10 @@ DEV void pool(const half_t* x, const int* cu_seqlens, const int* left_out, int* 
               const PoolOutput& out) {
   SMEM_DYN(pool_shared);
   griddep_wait();
-  PooledTokens t = pooled_tokens(blockIdx.x, cu_seqlens, left_out, mode);
+  const int sequence = blockIdx.x;
+  PooledTokens t = pooled_tokens(cu_seqlens[sequence], cu_seqlens[sequence + 1], left_out ? left_out[sequence] : 0, mode);
   auto as_they_are = [](int) { return [](int, u128 raw, float (&v)[VECTOR]) { unpack8<T>(raw, v); }; };
-  int bad = pool_sequence<T, POOL_THREADS, true>(x, blockIdx.x, t, hidden, blockIdx.y * block_columns, block_columns, mode, out,
+  int bad = pool_sequence<T, POOL_THREADS, true>(x, sequence, t, hidden, blockIdx.y * block_columns, block_columns, mode, out,
                                                  smem_addr(pool_shared), as_they_are, [] { griddep_launch(); });
   if (status && threadIdx.x == 0) status[blockIdx.x * gridDim.y + blockIdx.y] = bad;
 }

@@ -165,7 +165,10 @@ DEV void griddep_launch() {}
 #endif
 
 // ---- sm_90 -------------------------------------------------------------------------------------------------------------
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+DEV void cluster_arrive() {}  // no launch has clusters there
+DEV void cluster_wait() {}
+#else
 DEV void stmatrix_x4(saddr a, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(a), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
@@ -189,8 +192,11 @@ DEV void tma_load_2d(saddr d, const TensorMap* m, saddr bar, int c0, int c1) {
 // the mbarrier at the same address in another block; a box for every block of the mask `ranks`, at the same address in each,
 // of which the mbarrier at the same address hears.
 DEV uint32_t cluster_rank() { uint32_t r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEV void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
 }
 DEV void mbar_arrive_remote(saddr b, uint32_t rank) {
   asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(b), "r"(rank) : "memory");

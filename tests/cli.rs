@@ -434,7 +434,11 @@ fn costs_are_predicted_without_model_and_gpu() {
     let small = json["gpus"][0]["in_one_launch"].as_array().unwrap();
     // one and eight sequences of each shape
     assert_eq!(small.len(), 2 * 2);
-    assert!(small.iter().all(|s| s["us"].as_f64().unwrap() > s["barriers_us"].as_f64().unwrap()));
+    assert!(
+        small
+            .iter()
+            .all(|s| s["on_grid"]["us"].as_f64().unwrap() > s["on_grid"]["barriers_us"].as_f64().unwrap())
+    );
     let text = String::from_utf8(place.run("bench costs --gpu h200 --shape large").ok().stdout).unwrap();
     assert!(text.starts_with("Predictions, not measurements"), "{text}");
     for part in

@@ -219,3 +219,85 @@ fn batches_in_one_launch_allocate_nothing() {
         assert_eq!(calls[2..], [0; 4], "{calls:?}");
     });
 }
+
+/// One text on a cluster, several side by side, the grid where a text is too long for that or the GPU has no clusters; the bits are
+/// the same whichever it is.
+#[test]
+fn texts_go_to_clusters_where_there_are_any() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/persistent-clusters.txt");
+    let mut vectors = Vec::new();
+    // clusters of 16, of 8 where the driver refuses those, none
+    for (gpu, most) in [("90", "16"), ("90", "8"), ("80", "16")] {
+        let switches = [
+            ("BERTHIER_EMU_TRACE", trace),
+            ("BERTHIER_EMU_MULTIPROCESSORS", "36"),
+            ("BERTHIER_EMU_ARCH", gpu),
+            ("BERTHIER_EMU_MOST_CLUSTER", most),
+        ];
+        let out = concat!(env!("CARGO_TARGET_TMPDIR"), "/persistent-clusters.bin");
+        on_stand_in("persistent::texts_go_to_clusters_where_there_are_any", &switches, || {
+            let _ = std::fs::remove_file(trace);
+            let desc = ModelDesc { num_hidden_layers: 2, ..desc() };
+            let seqs = sequences(&[9, 30, 12], &desc);
+            let mut cuda = always(&desc, Precision::Fp16);
+            let emulated = |name: &str| std::env::var(name).expect("a switch of this test");
+            let size = match emulated("BERTHIER_EMU_ARCH").as_str() {
+                "80" => 0,
+                _ => emulated("BERTHIER_EMU_MOST_CLUSTER").parse().unwrap(),
+            };
+            assert_eq!(cuda.kind().contains(&format!("clusters of {size}")), size > 0, "{}", cuda.kind());
+            let mut all = Vec::new();
+            for rows in [&[0][..], &[1, 0, 2]] {
+                let before = ran_lines(trace).len();
+                all.extend(run(&mut *cuda, batch(rows, &seqs), desc.dim()));
+                let launches = ran_lines(trace).split_off(before);
+                // 30 tokens, and 9 and 12 beside them
+                let blocks = match size {
+                    0 => None,
+                    _ => Some(size * rows.len().min(2)),
+                };
+                assert_eq!(launches.len(), 1, "{launches:?}");
+                assert_eq!(launches[0].contains(" cluster "), blocks.is_some(), "{launches:?}");
+                if let Some(blocks) = blocks {
+                    assert!(launches[0].contains(&format!("grid {blocks},1,1")), "{launches:?}");
+                }
+            }
+            std::fs::write(out, bytes_of(&all)).unwrap();
+        });
+        vectors.extend(std::fs::read(out));
+    }
+    assert!(vectors.windows(2).all(|pair| pair[0] == pair[1]), "the same bits on every team");
+}
+
+/// Lines of the trace: kernels with their launches.
+fn ran_lines(trace: &str) -> Vec<String> {
+    std::fs::read_to_string(trace).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// A driver that does not let the blocks run at once, whatever it has said: batches go kernel by kernel then, and it is not asked again.
+#[test]
+fn a_refused_launch_goes_kernel_by_kernel() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/persistent-refused.txt");
+    for gpu in ["80", "90"] {
+        let switches = [
+            ("BERTHIER_EMU_TRACE", trace),
+            ("BERTHIER_EMU_ARCH", gpu),
+            ("BERTHIER_EMU_REFUSE_TOGETHER", "1"),
+        ];
+        on_stand_in("persistent::a_refused_launch_goes_kernel_by_kernel", &switches, || {
+            let _ = std::fs::remove_file(trace);
+            let desc = ModelDesc { num_hidden_layers: 1, ..desc() };
+            let mut cuda = always(&desc, Precision::Fp16);
+            for lengths in [&[5, 20][..], &[33]] {
+                matches_reference(&desc, &mut *cuda, lengths, 4e-3);
+            }
+            let ran = ran(trace, 0);
+            assert!(ran.len() > 10, "{ran:?}");
+            assert!(!ran.iter().any(|name| name.starts_with("persistent_encoder")), "{ran:?}");
+        });
+    }
+}

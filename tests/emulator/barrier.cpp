@@ -82,20 +82,31 @@ Block& block_of_rank(uint32_t rank, const char* what, Loc loc) {
   if (!b.live) fail("%s at %s:%d: block %u of the cluster has ended, and its shared memory with it", what, AT(loc), rank);
   return b;
 }
-void cluster_sync(Loc loc) {
+void cluster_arrive(bool releases, Loc loc) {
   Cluster& c = *block->cluster;
+  Fiber& f = *running;
+  if (f.cluster_arrivals != f.cluster_waits) fail("cluster_arrive at %s:%d: a second time, without a cluster_wait between", AT(loc));
   if (c.arrived == 0) c.loc = loc;
-  else if (c.loc != loc) fail("cluster_sync at %s:%d while others are in %s:%d", AT(loc), AT(c.loc));
-  release(&c);
-  if (++c.arrived < c.n) {
-    block->in_cluster_sync[running->warp->index] |= 1u << running->lane;
-    wait_in(Op::CLUSTER, loc);
-  } else {
+  else if (c.loc != loc) fail("cluster_arrive at %s:%d while others are in %s:%d", AT(loc), AT(c.loc));
+  f.cluster_arrivals++;
+  if (releases) release(&c);
+  if (++c.arrived == c.n) {
     c.arrived = 0;
+    c.barriers_passed++;
     for (Block* b : c.blocks)
       for (int i = 0; i < b->n_warps; i++) { wake(b->warps[(size_t)i], b->in_cluster_sync[i]); b->in_cluster_sync[i] = 0; }
   }
-  acquire(&c);
+  may_be_left(loc);
+}
+void cluster_wait(bool acquires, Loc loc) {
+  Cluster& c = *block->cluster;
+  Fiber& f = *running;
+  if (f.cluster_arrivals != ++f.cluster_waits) fail("cluster_wait at %s:%d without a cluster_arrive before", AT(loc));
+  if (c.barriers_passed != f.cluster_waits) {
+    block->in_cluster_sync[running->warp->index] |= 1u << running->lane;
+    wait_in(Op::CLUSTER, loc);
+  }
+  if (acquires) acquire(&c);
 }
 
 // ---- mbarrier: its 64 bits lie in shared memory, where a kernel could overwrite them ----------------------------------------

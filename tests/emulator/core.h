@@ -49,6 +49,7 @@ struct Fiber : ThreadIndex {
   bool waited;                               // has called griddep_wait
   const char* early;                         // the first access that should have come after it, if there was one
   Loc early_at;
+  uint32_t cluster_arrivals, cluster_waits;  // at the cluster's barrier
   const void* argument;                      // to the collective it waits in
   std::vector<Copy> copies;                  // cp.async not yet done, oldest first
   std::vector<size_t> group_ends;            // ends of committed groups in `copies`
@@ -97,7 +98,7 @@ struct WordWaiter { Fiber* fiber; uint32_t value; };
 
 // The blocks of a cluster run at once, by one scheduler: all of them, by rank. A block alone is a cluster of one, and so are all
 // blocks of a cooperative launch.
-struct Cluster { std::vector<Block*> blocks; int arrived = 0, n = 0; Loc loc{"", 0}; void* host_stack_pointer = nullptr; std::map<const uint32_t*, std::vector<WordWaiter>> word_waiters; };
+struct Cluster { std::vector<Block*> blocks; int arrived = 0, n = 0; uint32_t barriers_passed = 0; Loc loc{"", 0}; void* host_stack_pointer = nullptr; std::map<const uint32_t*, std::vector<WordWaiter>> word_waiters; };
 
 struct Block {
   Cluster* cluster = nullptr;

@@ -68,9 +68,8 @@ struct Kernel {
   const bool* parameter_is_pointer;
   int cluster;                           // its blocks, 1 if it has none, WHOLE_GRID if it is launched cooperatively, or AT_LAUNCH
 };
-// launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them, in clusters of `cluster` if it is for the launch to
-// say. Throws Error.
-void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster = 1);
+// launch.cpp: runs a kernel with its parameters as cuLaunchKernel gets them, in clusters of so many blocks. Throws Error.
+void launch(const Kernel&, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster);
 bool emulated();                         // or is launch(Kernel) a GPU's, where nobody counts bank conflicts?
 void register_kernel(Kernel);
 const Kernel* find_kernel(const char* name);

@@ -21,7 +21,7 @@ __thread Fiber* running;
 const char* name_of(Op op) {
   static const char* const names[] = {"",        "shfl",          "vote",  "sync_warp",   "mma.sync",     "ldmatrix",  "stmatrix",
                                       "barrier", "mbarrier.wait", "wgmma", "wgmma_fence", "wgmma_commit", "wgmma_wait",
-                                      "cluster_sync", "wait_global"};
+                                      "cluster_wait", "wait_global"};
   return names[(int)op];
 }
 const char* base_name(const char* path) {
@@ -362,6 +362,7 @@ static void prepare_block(Block& b, dim3e bid, dim3e grid, dim3e dim, size_t sme
     f.done = false;
     f.last_access = Loc{nullptr, 0};
     f.waited = false;
+    f.cluster_arrivals = f.cluster_waits = 0;
     f.early = nullptr;
     f.copies.clear();
     f.group_ends.clear();
@@ -464,8 +465,8 @@ void launch(dim3e grid, dim3e dim, size_t smem_bytes, const std::function<void()
   if (cluster == WHOLE_GRID) {
     if (total > MOST_BLOCKS_AT_ONCE) refuse("more blocks than run at once on any GPU");
     cluster = (int)total;
-  } else if (cluster < 1 || cluster > 8 || grid.x % (unsigned)cluster) {
-    refuse("the grid is not whole clusters of at most 8 blocks");
+  } else if (cluster < 1 || cluster > 16 || grid.x % (unsigned)cluster) {
+    refuse("the grid is not whole clusters of at most 16 blocks");
   }
   total /= (uint64_t)cluster;                // counts clusters from here on
   begin_launch();

@@ -4,7 +4,7 @@
 
 namespace emu {
 void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, void** parameters, int cluster) {
-  launch(grid, block, smem_bytes, [&] { kernel.invoke(parameters); }, kernel.cluster == AT_LAUNCH ? cluster : kernel.cluster);
+  launch(grid, block, smem_bytes, [&] { kernel.invoke(parameters); }, cluster);
 }
 bool emulated() { return true; }
 }  // namespace emu

@@ -40,7 +40,8 @@ void mbar_arrive(saddr, uint32_t expected_bytes, Loc);
 void mbar_wait(saddr, uint32_t parity, Loc);
 void mbar_arrive_remote(saddr, uint32_t rank, Loc);
 uint32_t cluster_rank();
-void cluster_sync(Loc);
+void cluster_arrive(bool release, Loc);
+void cluster_wait(bool acquire, Loc);
 uint8_t* cluster_access(saddr, uint32_t rank, uint32_t bytes, Loc);  // checked
 void store_word(uint32_t*, uint32_t value, bool release, Loc);
 uint32_t load_word(const uint32_t*, Loc);
@@ -194,7 +195,9 @@ DEV void mbar_arrive(saddr b LOC_PARAM) { emu::mbar_arrive(b, 0, loc_); }
 DEV void mbar_arrive_expect_tx(saddr b, uint32_t n LOC_PARAM) { emu::mbar_arrive(b, n, loc_); }
 DEV void mbar_wait(saddr b, uint32_t parity LOC_PARAM) { emu::mbar_wait(b, parity, loc_); }
 DEV uint32_t cluster_rank() { return emu::cluster_rank(); }
-DEV void cluster_sync(LOC_PARAM0) { emu::cluster_sync(loc_); }
+DEV void cluster_arrive(LOC_PARAM0) { emu::cluster_arrive(true, loc_); }
+DEV void cluster_wait(LOC_PARAM0) { emu::cluster_wait(true, loc_); }
+DEV void cluster_sync(LOC_PARAM0) { cluster_arrive(loc_); cluster_wait(loc_); }
 DEV u128 ld_cluster_128(saddr a, uint32_t rank LOC_PARAM) { return *(const u128*)emu::cluster_access(a, rank, sizeof(u128), loc_); }
 DEV void mbar_arrive_remote(saddr b, uint32_t rank LOC_PARAM) { emu::mbar_arrive_remote(b, rank, loc_); }
 DEV void tma_load_2d_multicast(saddr d, const TensorMap* m, saddr bar, int c0, int c1, uint32_t ranks LOC_PARAM) {

@@ -253,7 +253,8 @@ template <class E> class Guarded : public GuardedBase {
 
 // ---- launching ----------------------------------------------------------------------------------------------------
 // Checks the block against the kernel's launch bounds, runs the kernel, checks every live guarded buffer. Emulator errors
-// (deadlock, bad address, ...) fail the case with their text. `cluster`: of a kernel that leaves it to its launch.
+// (deadlock, bad address, ...) fail the case with their text.
+constexpr int KERNELS_OWN_CLUSTER = -2;  // 1 of a kernel that leaves it to its launch
 template <class... P, class... A>
 static void launch_in_clusters(int cluster, void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
   const emu::Kernel* known = emu::find_kernel((void*)kernel);
@@ -264,13 +265,14 @@ static void launch_in_clusters(int cluster, void (*kernel)(P...), dim3e grid, di
   std::tuple<std::remove_const_t<std::remove_reference_t<P>>...> values((P)args...);
   std::apply([&](auto&... value) {
     void* parameters[] = {(void*)&value..., nullptr};
+    if (cluster == KERNELS_OWN_CLUSTER) cluster = known->cluster == emu::AT_LAUNCH ? 1 : known->cluster;
     if (grid.x && grid.y && grid.z) emu::launch(*known, grid, block, smem_bytes, parameters, cluster);
   }, values);
   GuardedBase::check_all();
 }
 template <class... P, class... A>
 static void launch(void (*kernel)(P...), dim3e grid, dim3e block, size_t smem_bytes, A... args) {
-  launch_in_clusters(1, kernel, grid, block, smem_bytes, args...);
+  launch_in_clusters(KERNELS_OWN_CLUSTER, kernel, grid, block, smem_bytes, args...);
 }
 
 // No ldmatrix, cp.async or shared load/store (through the wrappers) of the case's launches so far took more passes than its bytes

@@ -20,7 +20,7 @@ static Words run_conformance(const ConformanceCase& c, Words& in) {
   uint32_t* pointers[2] = {input.data(), out.data()};
   void* parameters[2] = {&pointers[0], &pointers[1]};
   if (c.tensor_map) parameters[of_out] = &map;
-  emu::launch(*kernel, {1}, {(unsigned)c.threads}, (size_t)c.shared_bytes, parameters);
+  emu::launch(*kernel, {1}, {(unsigned)c.threads}, (size_t)c.shared_bytes, parameters, kernel->cluster);
   GuardedBase::check_all();
   return out.values();
 }

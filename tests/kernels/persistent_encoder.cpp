@@ -139,15 +139,21 @@ struct PlainModel {
 };
 
 // ---- the model on the device ------------------------------------------------------------------------------------------------
+// On a team: `clusters` of so many blocks, or the grid.
+struct Teams {
+  int blocks, clusters;
+  Teams(int blocks, int clusters = 0) : blocks(blocks), clusters(clusters) {}
+  std::string text() const { return clusters ? format("%d clusters of %d", clusters, blocks) : format("%d blocks", blocks); }
+};
 template <class T> class Encoder {
  public:
-  Encoder(const PlainModel& m, int grid) : size_(m.size), grid_(grid) {
+  Encoder(const PlainModel& m, Teams teams) : size_(m.size), teams_(teams) {
     const size_t rows = persistent::MOST_TOKENS, h = m.size.hidden;
     x_.reset(new Guarded<half_t>(rows * h, "x"));
     y_.reset(new Guarded<half_t>(rows * h, "y"));
     z_.reset(new Guarded<half_t>(rows * h, "attended"));
     wide_.reset(new Guarded<half_t>(rows * std::max(3 * h, (size_t)m.size.inner), "wide"));
-    barrier_.reset(new Guarded<uint32_t>(grid, "barrier"));
+    barrier_.reset(new Guarded<uint32_t>(teams.blocks, "barrier"));
     memset(barrier_->data(), 0, barrier_->bytes());
     std::vector<PersistentProduct> products;
     const PlainLayer* below = nullptr;
@@ -169,7 +175,7 @@ template <class T> class Encoder {
     products_.reset(new Guarded<PersistentProduct>(products, "products"));
     products_->holds_addresses();
     model_ = PersistentModel{to16(m.word), to16(m.position), to16(m.type), to32(m.gamma), to32(m.beta), products_->data(), x_->data(), wide_->data(),
-                             z_->data(), to32(below->gamma[1]), to32(below->beta[1]), barrier_->data(), tiles_.data(), cu_seqlens_.data(),
+                             z_->data(), to32(below->gamma[1]), to32(below->beta[1]), barrier_->data(), tiles_.data(), ends_.data(),
                              left_out_.data(), m.size.layers, m.size.hidden, m.size.heads,
                              m.size.hidden / m.size.heads, EPS, EPS, m.size.pooling, 0};
   }
@@ -177,7 +183,13 @@ template <class T> class Encoder {
   std::vector<float> forward(const Ids& batch, const std::vector<int>& left_out = {}) {
     std::vector<int> ids, positions, types, cu{0};
     std::vector<u128> tiles{u128{0, 0, 0, 0}};  // one to skip
+    // each cluster has as many sequences
+    const int sequences = (int)batch.size(), parts = std::max(1, std::min(teams_.clusters, sequences));
+    PersistentBatch b{};
     for (auto& sequence : batch) {
+      const int part = (int)cu.size() - 1;
+      for (int i = 1; i < parts; i++)
+        if (part == i * sequences / parts) b.begin[i] = PersistentPart{part, (int)ids.size(), (int)tiles.size(), 0};
       unsigned start = (unsigned)cu.back(), tokens = (unsigned)sequence.size();
       for (unsigned t = 0; t < tokens; t++) { ids.push_back(sequence[t]); positions.push_back((int)t); types.push_back(0); }
       for (unsigned q = 0; q < tokens; q += 16) tiles.push_back(u128{start, tokens, q, 0});
@@ -188,20 +200,28 @@ template <class T> class Encoder {
     Guarded<u128> tiles_d(tiles, "tiles");
     for (GuardedBase* given : std::initializer_list<GuardedBase*>{&ids_d, &positions_d, &types_d, &cu_d, &left_out_d, &tiles_d}) given->read_once();
     Guarded<float> vectors(batch.size() * size_.hidden, "vectors");
-    PersistentBatch b{ids_d.data(), positions_d.data(), types_d.data(), cu_d.data(), left_out.empty() ? nullptr : left_out_d.data(), tiles_d.data(), vectors.data(),
-                      (int)tiles.size(), (int)ids.size(), (int)batch.size(), size_.normalize};
+    b.begin[parts] = PersistentPart{sequences, (int)ids.size(), (int)tiles.size(), 0};
+    b.ids = ids_d.data(); b.position_ids = positions_d.data(); b.type_ids = types_d.data(); b.cu_seqlens = cu_d.data();
+    b.left_out = left_out.empty() ? nullptr : left_out_d.data();
+    b.tiles = tiles_d.data();
+    b.vectors = vectors.data();
+    b.normalize = size_.normalize;
+    b.parts = parts;
+    b.in_clusters = teams_.clusters > 0;
     for (auto* buffer : {x_.get(), y_.get(), z_.get(), wide_.get()}) buffer->refill_with_nan();  // nothing is left from before
     vectors.write_once();
-    launch(std::is_same<T, F16>::value ? persistent_encoder_f16 : persistent_encoder_bf16, {(unsigned)grid_}, {persistent::THREADS},
-           persistent::SHARED_BYTES, model_, b);
-    launches_++;
+    launch_in_clusters(teams_.clusters ? teams_.blocks : KERNELS_OWN_CLUSTER, std::is_same<T, F16>::value ? persistent_encoder_f16 : persistent_encoder_bf16,
+                       {(unsigned)(parts * teams_.blocks)}, {persistent::THREADS}, (size_t)(persistent::WARPS * persistent::SUM_BYTES + weight_bytes()), model_, b);
+    launches_ += !teams_.clusters;
     // the embeddings, five phases a layer; a launch on these words begins where the one before has ended
-    for (int i = 0; i < grid_; i++)
+    for (int i = 0; i < teams_.blocks; i++)
       EXPECT((*barrier_)[i] == (uint32_t)(launches_ * (1 + 5 * size_.layers)), "block %d has arrived %u times", i, (*barrier_)[i]);
     return vectors.values();
   }
 
  private:
+  // more where clusters are
+  int weight_bytes() const { return teams_.clusters ? 96 << 10 : persistent::LEAST_WEIGHT_BYTES; }
   struct Norm { const std::vector<float>*gamma = nullptr, *beta = nullptr; };
   const half_t* keep16(const std::vector<half_t>& v) {
     halves_.emplace_back(new Guarded<half_t>(v, "a weight"));
@@ -223,7 +243,7 @@ template <class T> class Encoder {
     p.c = c.data();
     p.n = (int)bias.size();
     p.k = (int)(w.size() / bias.size());
-    p.units_at_once = std::min(4, (64 << 10) / (16 * ((p.k + 63) / 64 * 64)));
+    p.units_held = weight_bytes() / (16 * ((p.k + 63) / 64 * 64));
     Epilogue& e = p.epilogue;
     e.norm_eps = EPS;
     e.norm_columns = size_.hidden;
@@ -249,11 +269,12 @@ template <class T> class Encoder {
   }
 
   Size size_;
-  int grid_, launches_ = 0;
+  Teams teams_;
+  int launches_ = 0;  // of the grid
   std::unique_ptr<Guarded<half_t>> x_, y_, z_, wide_;
   std::unique_ptr<Guarded<uint32_t>> barrier_;
   Guarded<u128> tiles_{persistent::MOST_TOKENS, "the kernel's tiles"};
-  Guarded<int> cu_seqlens_{persistent::MOST_TOKENS + 1, "the kernel's cu_seqlens"}, left_out_{persistent::MOST_TOKENS, "the kernel's left_out"};
+  Guarded<int> ends_{persistent::MOST_TOKENS, "the kernel's ends"}, left_out_{persistent::MOST_TOKENS, "the kernel's left_out"};
   std::unique_ptr<Guarded<PersistentProduct>> products_;
   std::vector<std::unique_ptr<Guarded<half_t>>> halves_;
   std::vector<std::unique_ptr<Guarded<float>>> floats_;
@@ -290,44 +311,44 @@ template <class T> static void check_vectors(const PlainModel& m, const Ids& bat
   }
   NOTE("1 - cosine %.1e", worst);
 }
-template <class T> static void matches(Size size, const std::vector<int>& lengths, int grid) {
+template <class T> static void matches(Size size, const std::vector<int>& lengths, Teams teams) {
   const PlainModel m = PlainModel::random(size, case_seed);
   const Ids batch = sequences(lengths);
-  Encoder<T> encoder(m, grid);
+  Encoder<T> encoder(m, teams);
   check_vectors<T>(m, batch, encoder.forward(batch));
-  expect_no_bank_conflicts(grid);
+  expect_no_bank_conflicts(std::max(1, teams.clusters) * teams.blocks);
 }
-template <class T> static void leaves_out(Size size, const std::vector<int>& lengths, const std::vector<int>& left_out, int grid) {
+template <class T> static void leaves_out(Size size, const std::vector<int>& lengths, const std::vector<int>& left_out, Teams teams) {
   const PlainModel m = PlainModel::random(size, case_seed);
   const Ids batch = sequences(lengths);
-  Encoder<T> encoder(m, grid);
+  Encoder<T> encoder(m, teams);
   check_vectors<T>(m, batch, encoder.forward(batch, left_out), left_out);
 }
 // Several batches one after another, of which the last is the first again.
-template <class T> static void launches_follow_each_other(Size size, int grid) {
+template <class T> static void launches_follow_each_other(Size size, Teams teams) {
   const PlainModel m = PlainModel::random(size, case_seed);
-  Encoder<T> encoder(m, grid);
+  Encoder<T> encoder(m, teams);
   const Ids first = sequences({9, 3}), other = sequences({40});
   const std::vector<float> vectors = encoder.forward(first);
   check_vectors<T>(m, other, encoder.forward(other));
   check_same_bits("the first batch again", encoder.forward(first).data(), vectors.data(), vectors.size() * 4);
 }
-// On any number of blocks, and alone or beside others.
+// On any number of blocks, of the grid or of clusters, and alone or beside others.
 template <class T> static void bits_depend_on_the_sequence_alone(Size size) {
   const PlainModel m = PlainModel::random(size, case_seed);
   const Ids batch = sequences({18, 1, 35});
   const std::vector<float> vectors = Encoder<T>(m, 1).forward(batch);
-  for (int grid : {2, 5, 13}) check_same_bits(format("%d blocks", grid).c_str(), Encoder<T>(m, grid).forward(batch).data(), vectors.data(), vectors.size() * 4);
+  for (Teams teams : {Teams(2), Teams(5), Teams(13), Teams(16, 1), Teams(3, 2), Teams(5, 8)}) check_same_bits(teams.text().c_str(), Encoder<T>(m, teams).forward(batch).data(), vectors.data(), vectors.size() * 4);
   Encoder<T> encoder(m, 3);
   for (size_t s = 0; s < batch.size(); s++)
     check_same_bits("alone", encoder.forward({batch[s]}).data(), &vectors[s * size.hidden], (size_t)size.hidden * 4);
 }
 // Blocks, warps and lanes in a hundred orders, left wherever they touch a word of the barrier.
-template <class T> static void bits_are_stable_over_interleavings(Size size, int grid) {
+template <class T> static void bits_are_stable_over_interleavings(Size size, Teams teams) {
   if (!emu::emulated()) SKIP("a GPU is not told in which order to run");
   const PlainModel m = PlainModel::random(size, case_seed);
   const Ids batch = sequences({7, 20});
-  Encoder<T> encoder(m, grid);
+  Encoder<T> encoder(m, teams);
   const std::vector<float> vectors = encoder.forward(batch);
   const emu::Options before = emu::opt;
   emu::opt.order = emu::SHUFFLE;
@@ -339,10 +360,10 @@ template <class T> static void bits_are_stable_over_interleavings(Size size, int
   } catch (...) { emu::opt = before; throw; }
   emu::opt = before;
 }
-template <class T> static void minilm(const std::vector<int>& lengths, int grid) {
+template <class T> static void minilm(const std::vector<int>& lengths, Teams teams) {
   const PlainModel& m = PlainModel::minilm();
   const Ids batch = sequences(lengths, 30000);
-  check_vectors<T>(m, batch, Encoder<T>(m, grid).forward(batch));
+  check_vectors<T>(m, batch, Encoder<T>(m, teams).forward(batch));
 }
 
 template <class T> static void add_cases() {
@@ -350,22 +371,26 @@ template <class T> static void add_cases() {
   const Size odd[] = {{64, 2, 96, 2}, {96, 3, 328, 2, POOL_CLS, ACT_RELU}, {64, 1, 40, 2, POOL_MEAN, ACT_SILU, 0}, {192, 3, 136, 1}, {128, 1, 264, 2}, {256, 2, 72, 1, POOL_CLS}};
   for (const Size& s : odd)
     for (const std::vector<int>& lengths : std::vector<std::vector<int>>{{1}, {16}, {17, 2}, {5, 33, 1, 40}, {130, 70}})
-      for (int grid : {1, 5}) {
+      for (Teams teams : {Teams(1), Teams(5), Teams(4, 2)}) {
         std::string text;
         for (int n : lengths) text += format(" %d", n);
-        add_case(format("%s hidden %d heads %d inner %d, tokens%s, %d blocks", t, s.hidden, s.heads, s.inner, text.c_str(), grid),
-                 [=] { matches<T>(s, lengths, grid); }, grid == 5 && lengths.size() == 2 && lengths[0] == 17 ? QUICK : SLOW);
+        add_case(format("%s hidden %d heads %d inner %d, tokens%s, %s", t, s.hidden, s.heads, s.inner, text.c_str(), teams.text().c_str()),
+                 [=] { matches<T>(s, lengths, teams); }, teams.blocks > 1 && lengths.size() == 2 && lengths[0] == 17 ? QUICK : SLOW);
       }
   add_case(format("%s 256 tokens", t), [] { matches<T>({64, 2, 96, 1}, {256}, 7); });
   add_case(format("%s widest rows", t), [] { matches<T>({1024, 16, 4096, 1}, {11}, 12); });
+  add_case(format("%s eight clusters of sixteen", t), [] { matches<T>({64, 2, 96, 1}, {9, 32, 1, 17, 30, 5, 16, 40, 3}, {16, 8}); });
   add_case(format("%s more blocks than columns", t), [] { matches<T>({64, 2, 96, 1}, {6}, 40); });
   for (Pooling pooling : {POOL_MEAN, POOL_CLS})
-    add_case(format("%s tokens left out, pooling %d", t, pooling), [=] { leaves_out<T>({64, 2, 96, 1, pooling}, {5, 19, 2, 30}, {2, 3, 1, 0}, 3); });
+    add_case(format("%s tokens left out, pooling %d", t, pooling), [=] { leaves_out<T>({64, 2, 96, 1, pooling}, {5, 19, 2, 30}, {2, 3, 1, 0}, Teams(3, pooling == POOL_CLS ? 0 : 2)); });
   add_case(format("%s as many sequences as tokens", t), [] { matches<T>({64, 2, 40, 1}, std::vector<int>(255, 1), 3); });
   add_case(format("%s launches follow each other", t), [] { launches_follow_each_other<T>({64, 2, 96, 2}, 4); }, QUICK);
+  add_case(format("%s launches in clusters follow each other", t), [] { launches_follow_each_other<T>({64, 2, 96, 2}, {4, 2}); }, QUICK);
   add_case(format("%s bits depend on the sequence alone", t), [] { bits_depend_on_the_sequence_alone<T>({64, 2, 96, 2}); });
   add_case(format("%s bits are stable over interleavings", t), [] { bits_are_stable_over_interleavings<T>({64, 2, 40, 1}, 5); });
+  add_case(format("%s bits are stable over interleavings of clusters", t), [] { bits_are_stable_over_interleavings<T>({64, 2, 40, 1}, {4, 2}); });
   add_case(format("%s all-MiniLM-L6-v2", t), [] { minilm<T>({24, 9}, 48); });
+  add_case(format("%s all-MiniLM-L6-v2 in clusters", t), [] { minilm<T>({24, 9}, {16, 2}); });
 }
 
 int main(int argc, char** argv) {

@@ -76,10 +76,11 @@ class Driver {
   void allow_shared(void* function, size_t dynamic_bytes) {
     if (dynamic_bytes > 48 << 10) call("cuFuncSetAttribute", function, 8, (int)dynamic_bytes);
   }
-  // `cluster`: blocks along x of one, of a kernel that leaves it to its launch.
+  // `cluster`: blocks along x of one, of a kernel that leaves it to its launch; of more than eight where the GPU has them.
   void launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned threads, size_t shared, void* stream, void** parameters, unsigned cluster = 1) {
     struct { int id; char pad[4]; union { unsigned cluster[3]; char bytes[64]; } value; } attribute = {4 /* cluster dimension */, {}, {{cluster, 1, 1}}};
     struct { unsigned grid[3], block[3], shared; void *stream, *attributes; unsigned n; } config = {{gx, gy, gz}, {threads, 1, 1}, (unsigned)shared, stream, &attribute, 1};
+    if (cluster > 8) call("cuFuncSetAttribute", function, 14, 1);  // a size that not every GPU has
     if (cluster > 1) call("cuLaunchKernelEx", (const void*)&config, function, parameters, (void**)nullptr);
     else call("cuLaunchKernel", function, gx, gy, gz, threads, 1u, 1u, (unsigned)shared, stream, parameters, (void**)nullptr);
   }

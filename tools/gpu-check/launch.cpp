@@ -118,8 +118,9 @@ void launch(const Kernel& kernel, dim3e grid, dim3e block, size_t smem_bytes, vo
     for (int i = 0; i < kernel.n_parameters; i++) values.push_back(translate(driver, memory, (const uint8_t*)parameters[i], kernel.parameter_bytes[i]));
     for (auto& v : values) pointers.push_back(v.data());
     driver.allow_shared(function, smem_bytes);
-    if (kernel.cluster == WHOLE_GRID) driver.launch_cooperative(function, grid.x, block.x, smem_bytes, nullptr, pointers.data());
-    else driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data(), kernel.cluster == AT_LAUNCH ? (unsigned)cluster : 1);
+    if (cluster == WHOLE_GRID) driver.launch_cooperative(function, grid.x, block.x, smem_bytes, nullptr, pointers.data());
+    // a size that the kernel was compiled with is not said again
+    else driver.launch(function, grid.x, grid.y, grid.z, block.x * block.y * block.z, smem_bytes, nullptr, pointers.data(), kernel.cluster > 1 ? 1 : (unsigned)cluster);
     lost = true;
     driver.wait(nullptr, kernel.name);
     lost = false;

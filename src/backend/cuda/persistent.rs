@@ -1,5 +1,5 @@
-//! The encoder of a small batch in one launch (`kernels/persistent_encoder.cu`): which models and batches it takes, on how many
-//! blocks, and what it should cost. The times are predictions; no GPU has confirmed one. Knows no weights and no device.
+//! The encoder of a small batch in one launch (`kernels/persistent_encoder.cu`): which models and batches it takes, on the whole grid
+//! or in clusters, on how many blocks, and what it should cost. The times are predictions; no GPU has confirmed one. Knows no weights and no device.
 
 use super::costs::{Choices, EncoderShape, folds_layernorms, modifies_scores, network};
 use super::estimate::LAUNCH_US;
@@ -10,19 +10,22 @@ use crate::model::{Activation, FeedForward, ModelDesc, Norms, Pooling, Positions
 pub const PERSISTENT_ENCODER: &str = "persistent_encoder";
 /// Threads of a block.
 pub const PERSISTENT_THREADS: usize = 256;
-/// Bytes of dynamic shared memory of a block.
+/// Bytes of dynamic shared memory of a block at least; [`shared_bytes`] has what a GPU's get.
 pub const PERSISTENT_SHARED: usize = 98_304;
 /// Tokens of a batch at most: blocks keep a mean and a spread of each.
 pub const PERSISTENT_TOKENS: usize = 256;
 
 /// What a warp's registers hold of a row.
 const MOST_HIDDEN: usize = 1024;
-/// Eight rows of so many weights are what a block's shared memory holds.
+/// Eight rows of so many weights are what every block's shared memory holds.
 const MOST_INTERMEDIATE: usize = 4096;
-/// Columns of a unit of a product; units that a block computes side by side; bytes of weights that it holds.
+/// Columns of a unit of a product; units that a block computes side by side.
 const UNIT: usize = 8;
 const MOST_UNITS: usize = 4;
-const WEIGHT_BYTES: usize = 64 << 10;
+/// Bytes of a block's shared memory beside weights: sums of its warps.
+const SUM_BYTES: usize = 32 << 10;
+/// Bytes of weights where a block may have them: a cluster's share of a product of all-MiniLM-L6-v2 is 72 KiB at most.
+const MOST_WEIGHT_BYTES: usize = 96 << 10;
 /// Rows that a pass over k sums up.
 const PASS_ROWS: usize = 32;
 /// Queries of an entry of attention's work list, and keys that pass by at a time where a head is 64 wide.
@@ -30,11 +33,24 @@ pub(super) const QUERY_ROWS: usize = 16;
 const KEY_BYTES: usize = 4096;
 /// Pieces of 32 of k that a warp has on their way beside those that it multiplies, of 8 warps: all of k = 1,024.
 const K_OF_ROUND: usize = 2 * 2 * 8 * 32;
+/// Those that it keeps, from compute capability 9.0 on: `KEEPS_ROWS`.
+const K_OF_REGISTERS: usize = K_OF_ROUND / 2;
 
 /// What a barrier of all blocks takes, µs: assumed, from the 1 to 2 that are published for grid-wide barriers of one block a
 /// multiprocessor (Zhang et al., "A study of single and multi-device synchronization methods in Nvidia GPUs", 2020). What it
 /// consists of, a fence, a store to L2 and a load from there, two barriers of the block, is some 1,500 clocks.
 pub const BARRIER_US: f64 = 1.5;
+/// What a barrier of a cluster takes, µs: assumed. 180 clocks from one multiprocessor of it to another (Luo et al., "Benchmarking and
+/// Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking", 2024), before that the way of the last store to L2 and back.
+pub const CLUSTER_BARRIER_US: f64 = 0.4;
+/// Bytes that a multiprocessor gets from L2 a clock where few ask: the width of its port.
+const L2_PORT_BYTES: f64 = 64.0;
+/// Multiprocessors of a GPC, of which a cluster takes its blocks' from one: 18 of a whole H100 or B200.
+const GPC_SMS: usize = 18;
+/// Sizes of clusters, the best first; whether a GPU has those of 16 blocks, its driver says.
+pub(super) const CLUSTER_BLOCKS: [usize; 2] = [16, 8];
+/// `PERSISTENT_PARTS` of the kernel.
+pub(super) const MOST_CLUSTERS: usize = 8;
 /// Clocks from a load to its data from L2: assumed; microbenchmarks have 200 to 300 on these GPUs.
 const L2_LATENCY: f64 = 300.0;
 /// Clocks of a product beside its rounds of loads: sums through shared memory, the epilogue, its loads. Assumed: a round of
@@ -89,9 +105,15 @@ pub fn takes(desc: &ModelDesc) -> bool {
     sizes && positions && norms && layers && feed_forward && activation && pooling && ends
 }
 
-/// Units of a product over `k` that a block computes side by side.
-pub(super) fn units_at_once(k: usize) -> usize {
-    MOST_UNITS.min(WEIGHT_BYTES / (2 * UNIT * k.next_multiple_of(64)))
+/// Bytes of dynamic shared memory of a block.
+pub fn shared_bytes(table: &TileTable) -> usize {
+    let most = SUM_BYTES + MOST_WEIGHT_BYTES;
+    if table.blocks_per_sm(PERSISTENT_ENCODER, Some(most)) > 0 { most } else { PERSISTENT_SHARED }
+}
+
+/// Units of a product over `k` of which a block of so much shared memory holds the weights.
+pub(super) fn units_held(k: usize, shared_bytes: usize) -> usize {
+    (shared_bytes - SUM_BYTES) / (2 * UNIT * k.next_multiple_of(64))
 }
 
 /// A layer's products: columns and k.
@@ -113,11 +135,84 @@ pub fn blocks(table: &TileTable, shape: &EncoderShape) -> usize {
     needed.into_iter().max().unwrap_or(1).max(1)
 }
 
+/// Clusters that run side by side on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clusters {
+    /// Of each.
+    pub blocks: usize,
+    /// How many; 0: the GPU has none.
+    pub most: usize,
+}
+
+impl Clusters {
+    /// The whole grid.
+    pub const NONE: Self = Self { blocks: 0, most: 0 };
+
+    /// Of a GPU whose driver cannot be asked: one a whole GPC, on datacenter GPUs from compute capability 9.0 on.
+    pub fn assumed(table: &TileTable) -> Self {
+        let gpu = table.gpu();
+        match gpu.compute_capability.0 {
+            9 | 10 => Self { blocks: CLUSTER_BLOCKS[0], most: (gpu.sm_count / GPC_SMS).min(MOST_CLUSTERS) },
+            _ => Self::NONE,
+        }
+    }
+}
+
+/// Where the sequences of each part begin, and where those of the last one end.
+pub(super) struct Parts {
+    pub(super) count: usize,
+    pub(super) begin: [usize; MOST_CLUSTERS + 1],
+}
+
+impl Parts {
+    /// All sequences, as one part.
+    pub(super) fn one(cu_seqlens: &[u32]) -> Self {
+        Self::of_at_most(u32::MAX, cu_seqlens).expect("one part has room for all")
+    }
+
+    /// Cuts a batch between sequences, into `most` parts or fewer, so that the largest one is as small as it can be.
+    pub(super) fn new(cu_seqlens: &[u32], most: usize) -> Self {
+        let most = most.clamp(1, MOST_CLUSTERS);
+        let total = cu_seqlens.last().copied().unwrap_or(0);
+        let least = total.div_ceil(most as u32);
+        (least..total)
+            .find_map(|tokens| Self::of_at_most(tokens, cu_seqlens).filter(|parts| parts.count <= most))
+            .unwrap_or_else(|| Self::one(cu_seqlens))
+    }
+
+    /// Each as large as so many tokens allow; none where a sequence has more, or there would be too many parts.
+    fn of_at_most(tokens: u32, cu_seqlens: &[u32]) -> Option<Self> {
+        let mut parts = Self { count: 1, begin: [0; MOST_CLUSTERS + 1] };
+        for (i, ends) in cu_seqlens.windows(2).enumerate() {
+            if ends[1] - ends[0] > tokens {
+                return None;
+            }
+            if ends[1] - cu_seqlens[parts.begin[parts.count - 1]] > tokens {
+                if parts.count == MOST_CLUSTERS {
+                    return None;
+                }
+                parts.begin[parts.count] = i;
+                parts.count += 1;
+            }
+        }
+        parts.begin[parts.count] = cu_seqlens.len().saturating_sub(1);
+        Some(parts)
+    }
+
+    /// Tokens of the largest part.
+    pub(super) fn most_tokens(&self, cu_seqlens: &[u32]) -> usize {
+        let tokens = |ends: &[usize]| cu_seqlens[ends[1]] - cu_seqlens[ends[0]];
+        self.begin[..=self.count].windows(2).map(tokens).max().unwrap_or(0) as usize
+    }
+}
+
 /// What a batch should take, and what it is made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PersistentEstimate {
-    /// Of the grid.
+    /// Of the grid, or of each cluster.
     pub blocks: usize,
+    /// 0: the whole grid.
+    pub clusters: usize,
     /// Barriers of all blocks.
     pub barriers: usize,
     /// Bytes of weights, each once.
@@ -132,37 +227,52 @@ pub struct PersistentEstimate {
     pub us: f64,
 }
 
-/// Predicts `batch` sequences of `seqlen` tokens; `None` if the kernel does not take them.
+/// Predicts `batch` sequences of `seqlen` tokens, on the grid or, where there are any, dealt to clusters; `None` if the kernel does not
+/// take them.
 pub fn estimate(
     table: &TileTable,
     shape: &EncoderShape,
     batch: usize,
     seqlen: usize,
+    available: Clusters,
 ) -> Option<PersistentEstimate> {
-    let (gpu, tokens, blocks) = (table.gpu(), batch * seqlen, blocks(table, shape));
-    if !shape.persistent || blocks == 0 || !(1..=PERSISTENT_TOKENS).contains(&tokens) {
+    let (gpu, grid) = (table.gpu(), blocks(table, shape));
+    if !shape.persistent || grid == 0 || !(1..=PERSISTENT_TOKENS).contains(&(batch * seqlen)) {
         return None;
     }
-    let weight_rate = 1e3
-        * match shape.weights_in_l2(gpu, tokens) {
-            true => gpu.l2_gb_per_s,
-            false => gpu.memory_gb_per_s,
-        };
-    let l2_rate = 1e3 * gpu.l2_gb_per_s;
+    let clusters = available.most.min(batch);
+    let (blocks, barrier_us) = match clusters {
+        0 => (grid, BARRIER_US),
+        _ => (available.blocks, CLUSTER_BARRIER_US),
+    };
+    // from here on, of one cluster with the largest share, and its share of what all get
+    let sharers = clusters.max(1);
+    let all_tokens = batch * seqlen;
+    let (batch, shares) = (batch.div_ceil(sharers), sharers as f64);
+    let tokens = batch * seqlen;
+    let ports = L2_PORT_BYTES * gpu.clock_ghz * (blocks * sharers) as f64;
+    let l2_rate = 1e3 * gpu.l2_gb_per_s.min(ports) / shares;
+    let weight_rate = match shape.weights_in_l2(gpu, all_tokens) {
+        true => l2_rate,
+        false => l2_rate.min(1e3 * gpu.memory_gb_per_s / shares),
+    };
     let passes = tokens.div_ceil(PASS_ROWS);
     let (mut layer_us, mut waited, mut weight_bytes, mut activation_bytes) = (0.0, 0.0, 0.0, 0.0);
     for (i, [n, k]) in products(shape).into_iter().enumerate() {
         let units = n / UNIT;
-        let (of_block, side_by_side) = (units.div_ceil(blocks), units_at_once(k));
-        let jobs = of_block.div_ceil(side_by_side);
+        let (of_block, held) = (units.div_ceil(blocks), units_held(k, shared_bytes(table)));
+        let jobs = of_block / held * held.div_ceil(MOST_UNITS) + (of_block % held).div_ceil(MOST_UNITS);
+        // rows stay in registers as long as weights stay in shared memory, or are read for each job
+        let keeps = k <= K_OF_REGISTERS && gpu.compute_capability >= (9, 0);
+        let reads = if keeps { of_block.div_ceil(held) } else { jobs };
         // the busiest block's share, as if all had as much
         let bytes = |units: usize| (2 * UNIT * k * units * blocks.min(n / UNIT)) as f64;
-        let (first, rest) = (bytes(of_block.min(side_by_side)), bytes(of_block.saturating_sub(side_by_side)));
-        // those of the first job come while the blocks wait, later ones while nobody multiplies
-        let waits = (first / weight_rate - BARRIER_US).max(0.0) + rest / weight_rate;
-        let read = (jobs * blocks.min(units) * 2 * tokens * k) as f64;
+        let (first, rest) = (bytes(of_block.min(held)), bytes(of_block.saturating_sub(held)));
+        // the first come while the blocks wait, later ones while nobody multiplies
+        let waits = (first / weight_rate - barrier_us).max(0.0) + rest / weight_rate;
+        let read = (reads * blocks.min(units) * 2 * tokens * k) as f64;
         let mma = (2 * PASS_ROWS.min(tokens.next_multiple_of(16)) * UNIT * k * of_block * passes) as f64;
-        let rounds = (jobs * passes * k.div_ceil(K_OF_ROUND)) as f64;
+        let rounds = (reads * passes * k.div_ceil(K_OF_ROUND)) as f64;
         let clocks =
             (rounds * L2_LATENCY).max(mma / gpu.mma_flops_per_clock()) + (jobs * passes) as f64 * EPILOGUE;
         // qkv and up take means and spreads of all rows, two at a time a warp
@@ -178,12 +288,13 @@ pub fn estimate(
     layer_us += gpu.us(items.div_ceil(8 * blocks) as f64 * key_tiles as f64 * KEY_TILE + EPILOGUE);
     let layers = shape.num_hidden_layers;
     let barriers = 1 + 5 * layers;
-    let barriers_us = barriers as f64 * BARRIER_US;
+    let barriers_us = barriers as f64 * barrier_us;
     Some(PersistentEstimate {
         blocks,
+        clusters,
         barriers,
-        weight_bytes: layers as f64 * weight_bytes,
-        activation_bytes: layers as f64 * activation_bytes,
+        weight_bytes: layers as f64 * weight_bytes * shares,
+        activation_bytes: layers as f64 * activation_bytes * shares,
         weights_us: layers as f64 * waited,
         barriers_us,
         us: LAUNCH_US + gpu.us(2.0 * ENDS) + layers as f64 * layer_us + barriers_us,
@@ -194,20 +305,45 @@ pub fn estimate(
 const USUAL_SEQUENCE: usize = 128;
 const TOKEN_STEP: usize = 16;
 
-/// The most tokens of a batch up to which the kernel is predicted to be faster than the network kernel by kernel, launches
-/// ahead of the GPU; 0: none.
-pub fn most_tokens(table: &TileTable, shape: &EncoderShape) -> usize {
-    let is_faster = |tokens: usize| {
-        let seqlen = USUAL_SEQUENCE.min(tokens);
-        let batch = tokens / seqlen;
-        let by_kernels = network(table, shape, batch, seqlen, Choices::default());
-        match (estimate(table, shape, batch, seqlen), by_kernels) {
-            (Some(persistent), Some(by_kernels)) => persistent.us < by_kernels.us(),
-            _ => false,
-        }
+/// The most tokens up to which the kernel is used; 0: it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PersistentLimits {
+    /// Of a batch, on the whole grid.
+    pub grid: usize,
+    /// Of what one cluster computes.
+    pub cluster: usize,
+}
+
+/// Up to which sizes the kernel is predicted to be faster than the network kernel by kernel, launches ahead of the GPU, and a
+/// cluster to be faster than the grid as well. `always`: whatever the network takes kernel by kernel.
+pub fn limits(table: &TileTable, shape: &EncoderShape, clusters: Clusters, always: bool) -> PersistentLimits {
+    let most = |is_faster: &dyn Fn(usize, usize) -> bool| {
+        let sizes = (TOKEN_STEP..=PERSISTENT_TOKENS).step_by(TOKEN_STEP);
+        let one_size = |tokens: &usize| {
+            let seqlen = USUAL_SEQUENCE.min(*tokens);
+            is_faster(tokens / seqlen, seqlen)
+        };
+        sizes.take_while(one_size).last().unwrap_or(0)
     };
-    let sizes = (TOKEN_STEP..=PERSISTENT_TOKENS).step_by(TOKEN_STEP);
-    sizes.take_while(|&tokens| is_faster(tokens)).last().unwrap_or(0)
+    let by_kernels = |batch, seqlen| {
+        let network = network(table, shape, batch, seqlen, Choices::default());
+        network.map_or(f64::INFINITY, |network| network.us())
+    };
+    let in_one_launch = |batch, seqlen, clusters| {
+        estimate(table, shape, batch, seqlen, clusters).map_or(f64::INFINITY, |estimate| estimate.us)
+    };
+    let possible = shape.persistent && blocks(table, shape) > 0;
+    let on_grid = |batch, seqlen| in_one_launch(batch, seqlen, Clusters::NONE);
+    let grid = match (possible, always) {
+        (true, true) => PERSISTENT_TOKENS,
+        _ => most(&|batch, seqlen| on_grid(batch, seqlen) < by_kernels(batch, seqlen)),
+    };
+    let one_cluster = Clusters { most: clusters.most.min(1), ..clusters };
+    let cluster = most(&|batch, seqlen| {
+        let us = in_one_launch(batch, seqlen, one_cluster);
+        one_cluster.most > 0 && us < on_grid(batch, seqlen) && (always || us < by_kernels(batch, seqlen))
+    });
+    PersistentLimits { grid, cluster }
 }
 
 #[cfg(test)]
@@ -269,11 +405,13 @@ mod tests {
     #[test]
     fn units_fit_their_memory() {
         for k in (8..=MOST_INTERMEDIATE).step_by(8) {
-            let units = units_at_once(k);
-            let bytes = |units: usize| units * UNIT * 2 * k.next_multiple_of(64);
-            assert!((1..=MOST_UNITS).contains(&units) && bytes(units) <= WEIGHT_BYTES, "{k}");
-            assert!(units == MOST_UNITS || bytes(units + 1) > WEIGHT_BYTES, "{k}");
+            for shared in [PERSISTENT_SHARED, SUM_BYTES + MOST_WEIGHT_BYTES] {
+                let units = units_held(k, shared);
+                let bytes = |units: usize| SUM_BYTES + units * UNIT * 2 * k.next_multiple_of(64);
+                assert!(units >= 1 && bytes(units) <= shared && bytes(units + 1) > shared, "{k}");
+            }
         }
+        assert_eq!(["h200", "a100", "l4"].map(|gpu| shared_bytes(&table(gpu)) >> 10), [128, 128, 96]);
     }
 
     #[test]
@@ -296,7 +434,7 @@ mod tests {
             let table = table(gpu);
             for name in EncoderShape::KNOWN {
                 let shape = EncoderShape::known(name).unwrap();
-                let of = |batch, seqlen| estimate(&table, &shape, batch, seqlen).unwrap();
+                let of = |batch, seqlen| estimate(&table, &shape, batch, seqlen, Clusters::NONE).unwrap();
                 let (h, inner) = (shape.hidden_size, shape.intermediate_size);
                 let bytes = 2 * shape.num_hidden_layers * (4 * h * h + 2 * h * inner);
                 assert_eq!(of(1, 16).weight_bytes, bytes as f64);
@@ -310,29 +448,89 @@ mod tests {
                 let memory_us =
                     bytes as f64 / (table.gpu().l2_gb_per_s.max(table.gpu().memory_gb_per_s) * 1e3);
                 assert!(of(1, 16).us > memory_us && of(1, 16).us > of(1, 16).barriers_us, "{gpu} {name}");
-                assert_eq!(estimate(&table, &shape, 3, 128), None, "more tokens than it takes");
+                assert_eq!(
+                    estimate(&table, &shape, 3, 128, Clusters::NONE),
+                    None,
+                    "more tokens than it takes"
+                );
             }
         }
     }
 
+    /// A cluster reads its own weights, and has barriers of its own.
     #[test]
-    fn the_limit_is_where_the_prediction_turns() {
+    fn estimates_of_clusters_are_of_the_largest_share() {
+        for gpu in ["h100", "h200", "b200"] {
+            let table = table(gpu);
+            let clusters = Clusters::assumed(&table);
+            assert!(clusters.most > 1 && clusters.blocks * clusters.most <= table.gpu().sm_count);
+            let shape = EncoderShape::known("minilm").unwrap();
+            let of =
+                |batch, most| estimate(&table, &shape, batch, 32, Clusters { most, ..clusters }).unwrap();
+            assert_eq!(of(1, 1).barriers_us, of(1, 0).barriers as f64 * CLUSTER_BARRIER_US);
+            assert_eq!(of(4, 4).weight_bytes, 4.0 * of(1, 0).weight_bytes);
+            assert!(of(4, 4).us < of(4, 2).us && of(4, 2).us < of(4, 1).us, "{gpu}");
+            assert!(of(2, 2).us < 1.05 * of(1, 1).us, "{gpu}: side by side");
+        }
+        assert_eq!(Clusters::assumed(&table("a100")), Clusters::NONE);
+    }
+
+    #[test]
+    fn the_limits_are_where_the_predictions_turn() {
         for gpu in Gpu::KNOWN {
             let table = table(gpu);
+            let clusters = Clusters::assumed(&table);
+            let one = Clusters { most: clusters.most.min(1), ..clusters };
             for name in EncoderShape::KNOWN {
                 let shape = EncoderShape::known(name).unwrap();
-                let most = most_tokens(&table, &shape);
-                let faster = |tokens: usize| {
+                let found = limits(&table, &shape, clusters, false);
+                let us = |tokens: usize, clusters: Clusters| {
                     let seqlen = tokens.min(USUAL_SEQUENCE);
-                    let kernels =
-                        network(&table, &shape, tokens / seqlen, seqlen, Choices::default()).unwrap();
-                    estimate(&table, &shape, tokens / seqlen, seqlen).is_some_and(|e| e.us < kernels.us())
+                    estimate(&table, &shape, tokens / seqlen, seqlen, clusters)
+                        .map_or(f64::INFINITY, |e| e.us)
                 };
-                assert!(most == 0 || faster(most), "{gpu} {name}: {most}");
-                assert!(!faster(most + TOKEN_STEP), "{gpu} {name}: {most}");
+                let by_kernels = |tokens: usize| {
+                    let seqlen = tokens.min(USUAL_SEQUENCE);
+                    network(&table, &shape, tokens / seqlen, seqlen, Choices::default()).unwrap().us()
+                };
+                let on_grid = |tokens| us(tokens, Clusters::NONE) < by_kernels(tokens);
+                let in_cluster = |tokens| {
+                    one.most > 0 && us(tokens, one) < by_kernels(tokens).min(us(tokens, Clusters::NONE))
+                };
+                for (most, is_faster) in
+                    [(found.grid, &on_grid as &dyn Fn(usize) -> bool), (found.cluster, &in_cluster)]
+                {
+                    assert!(most == 0 || is_faster(most), "{gpu} {name}: {found:?}");
+                    assert!(!is_faster(most + TOKEN_STEP), "{gpu} {name}: {found:?}");
+                }
+                let always = limits(&table, &shape, clusters, true);
+                assert!(always.grid == PERSISTENT_TOKENS && always.cluster >= found.cluster);
             }
             let shape = EncoderShape { persistent: false, ..EncoderShape::known("base").unwrap() };
-            assert_eq!(most_tokens(&table, &shape), 0, "a model that it does not compute");
+            let none = PersistentLimits { grid: 0, cluster: 0 };
+            assert_eq!(limits(&table, &shape, clusters, true), none, "a model that it does not compute");
         }
+    }
+
+    #[test]
+    fn parts_are_whole_sequences_and_as_even_as_these_allow() {
+        let parts = |lengths: &[u32], most| {
+            let mut cu_seqlens = vec![0];
+            cu_seqlens.extend(lengths.iter().scan(0, |end, n| {
+                *end += n;
+                Some(*end)
+            }));
+            let parts = Parts::new(&cu_seqlens, most);
+            assert!(parts.count <= most.max(1) && parts.begin[..=parts.count].is_sorted_by(|a, b| a < b));
+            (parts.begin[..=parts.count].to_vec(), parts.most_tokens(&cu_seqlens))
+        };
+        assert_eq!(parts(&[7], 8), (vec![0, 1], 7));
+        assert_eq!(parts(&[7, 9], 0), (vec![0, 2], 16));
+        assert_eq!(parts(&[7, 9], 1), (vec![0, 2], 16));
+        assert_eq!(parts(&[7, 9], 8), (vec![0, 1, 2], 9));
+        assert_eq!(parts(&[10, 1, 1, 10], 3), (vec![0, 1, 3, 4], 10));
+        assert_eq!(parts(&[4, 4, 4, 4, 4], 2), (vec![0, 3, 5], 12));
+        assert_eq!(parts(&[0, 5, 0], 2).1, 5);
+        assert_eq!(parts(&[3; 80], 8), ((0..=8).map(|i| 10 * i).collect(), 30));
     }
 }

@@ -5,7 +5,9 @@
 use super::BenchError;
 use super::args::CostsArgs;
 use berthier::backend::cuda::costs::{Choices, EncoderShape, Network, Step, network, whole_waves};
-use berthier::backend::cuda::persistent::{BARRIER_US, PersistentEstimate, estimate, most_tokens};
+use berthier::backend::cuda::persistent::{
+    BARRIER_US, CLUSTER_BARRIER_US, Clusters, PersistentEstimate, estimate, limits,
+};
 use berthier::backend::cuda::{Element, Gpu, LAUNCH_US, TileTable};
 use berthier::model::ModelDesc;
 use serde_json::{Value, json};
@@ -24,7 +26,8 @@ const SMALL_BATCHES: [usize; 2] = [1, 8];
 struct OneLaunch {
     batch: usize,
     seqlen: usize,
-    persistent: PersistentEstimate,
+    on_grid: PersistentEstimate,
+    in_clusters: Option<PersistentEstimate>,
     by_kernels: Network,
 }
 
@@ -218,51 +221,73 @@ fn summary(text: &mut String, shape: &EncoderShape, rows: &[Row], gpu: &Gpu) {
 fn small_batches(table: &TileTable, shape: &EncoderShape, lengths: &[usize]) -> Vec<OneLaunch> {
     let sizes = lengths.iter().flat_map(|&seqlen| SMALL_BATCHES.map(|batch| (batch, seqlen)));
     let of = |(batch, seqlen)| {
-        let persistent = estimate(table, shape, batch, seqlen)?;
+        let on_grid = estimate(table, shape, batch, seqlen, Clusters::NONE)?;
+        let clusters = Clusters::assumed(table);
+        let in_clusters = estimate(table, shape, batch, seqlen, clusters).filter(|_| clusters.most > 0);
         let by_kernels = network(table, shape, batch, seqlen, USUAL)?;
-        Some(OneLaunch { batch, seqlen, persistent, by_kernels })
+        Some(OneLaunch { batch, seqlen, on_grid, in_clusters, by_kernels })
     };
     sizes.filter_map(of).collect()
 }
 
 fn one_launch(text: &mut String, table: &TileTable, shape: &EncoderShape, small: &[OneLaunch]) {
     let Some(first) = small.first() else { return };
+    let clusters = Clusters::assumed(table);
+    let limits = limits(table, shape, clusters, false);
     let _ = writeln!(
         text,
-        "\n{} on {} in one launch (persistent_encoder, {} blocks, {} barriers of an assumed {BARRIER_US} µs), predicted; chosen \
-         up to {} tokens\n{:>7} {:>7} {:>9} {:>12} {:>18} {:>15} {:>16}",
+        "\n{} on {} in one launch (persistent_encoder), predicted: {} barriers, of {} blocks of the grid an assumed {BARRIER_US} µs each, \
+         of {} clusters of {} blocks {CLUSTER_BARRIER_US} µs; chosen up to {} tokens on the grid, {} a cluster\n{:>7} {:>7} {:>9} {:>12} \
+         {:>18} {:>15} {:>15} {:>12} {:>16}",
         shape.name,
         table.gpu().name,
-        first.persistent.blocks,
-        first.persistent.barriers,
-        most_tokens(table, shape),
+        first.on_grid.barriers,
+        first.on_grid.blocks,
+        clusters.most,
+        clusters.blocks,
+        limits.grid,
+        limits.cluster,
         "length",
         "batch",
-        "µs",
+        "grid, µs",
         "barriers, µs",
         "wait for weights",
         "activations, MB",
+        "in clusters, µs",
+        "barriers, µs",
         "by kernels, µs"
     );
-    for OneLaunch { batch, seqlen, persistent: e, by_kernels } in small {
+    for OneLaunch { batch, seqlen, on_grid: e, in_clusters, by_kernels } in small {
+        let of_clusters = |value: fn(&PersistentEstimate) -> f64| match in_clusters {
+            Some(e) => format!("{:.1}", value(e)),
+            None => "–".into(),
+        };
         let _ = writeln!(
             text,
-            "{seqlen:>7} {batch:>7} {:>9.1} {:>11.1} {:>14.1} {:>18.1} {:>16.1}",
+            "{seqlen:>7} {batch:>7} {:>9.1} {:>11.1} {:>14.1} {:>18.1} {:>15} {:>12} {:>15.1}",
             e.us,
             e.barriers_us,
             e.weights_us,
             e.activation_bytes / 1e6,
+            of_clusters(|e| e.us),
+            of_clusters(|e| e.barriers_us),
             by_kernels.us()
         );
     }
 }
 
 fn one_launch_json(shape: &EncoderShape, small: &OneLaunch) -> Value {
-    let OneLaunch { batch, seqlen, persistent: e, by_kernels } = small;
+    let OneLaunch { batch, seqlen, on_grid, in_clusters, by_kernels } = small;
+    let of = |e: &PersistentEstimate| {
+        json!({
+            "us": e.us, "blocks": e.blocks, "clusters": e.clusters, "barriers": e.barriers, "barriers_us": e.barriers_us,
+            "weights_us": e.weights_us, "weight_bytes": e.weight_bytes, "activation_bytes": e.activation_bytes,
+        })
+    };
     json!({
-        "shape": shape.name, "batch": batch, "seqlen": seqlen, "us": e.us, "blocks": e.blocks, "barriers": e.barriers,
-        "barriers_us": e.barriers_us, "barrier_us": BARRIER_US, "weights_us": e.weights_us,
-        "weight_bytes": e.weight_bytes, "activation_bytes": e.activation_bytes, "by_kernels_us": by_kernels.us(),
+        "shape": shape.name, "batch": batch, "seqlen": seqlen, "on_grid": of(on_grid),
+        "in_clusters": in_clusters.as_ref().map(of), "barrier_us": BARRIER_US, "cluster_barrier_us": CLUSTER_BARRIER_US,
+        "by_kernels_us": by_kernels.us(),
     })
 }
 

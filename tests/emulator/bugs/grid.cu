@@ -14,14 +14,12 @@ DEV void grid_wait(const GridBarrier& b) {
   if (threadIdx.x < GRID_BLOCKS) emu::wait_for_word(b.words + threadIdx.x, count, !planted("GRID_NO_ACQUIRE"), emu::Loc::here());
   if (!planted("GRID_NO_SYNC_BEHIND")) sync_block();  // only some threads have waited
 }
+DEV void bug_cluster_arrive() { if (!planted("CLUSTER_WAITS_ALONE")) emu::cluster_arrive(!planted("CLUSTER_NO_RELEASE"), emu::Loc::here()); }
+DEV void bug_cluster_wait() { if (!planted("CLUSTER_NO_WAIT")) emu::cluster_wait(!planted("CLUSTER_NO_ACQUIRE"), emu::Loc::here()); }
 // Rounds of: each block writes its part of x [GRID_BLOCKS, GRID_THREADS] from what it makes of all parts. out: the sum of all at the
 // end, by block 0, in the order of the blocks.
-KERNEL_COOPERATIVE(GRID_THREADS, bug_grid, float* x, float* y, float* out, uint32_t* words) {
+template <class A, class W> DEV void bug_rounds(float* x, float* y, float* out, A arrive, W wait) {
   const int block = (int)blockIdx.x, thread = (int)threadIdx.x;
-  if (planted("GRID_BLOCK_LOST") && block == 2) return;
-  GridBarrier b = grid_barrier(words);
-  if (planted("GRID_FROM_ZERO")) b.arrivals = 0;  // as if the words had been set back
-  sync_block();
   for (int round = 0; round < GRID_ROUNDS; round++) {
     float v = (float)(block * 10 + thread + round);
     float *to = round % 2 ? y : x, *from = round % 2 ? x : y;
@@ -29,13 +27,26 @@ KERNEL_COOPERATIVE(GRID_THREADS, bug_grid, float* x, float* y, float* out, uint3
       for (int other = 0; other < GRID_BLOCKS; other++) v += 0.25f * f32_from_bits(ld_global_128(from + (other * GRID_THREADS + thread / 4 * 4)).x);
     if (thread % 4 == 0) st_global_128(to + block * GRID_THREADS + thread, u128{f32_bits(v), f32_bits(v), f32_bits(v), f32_bits(v)});
     if (planted("GRID_NO_BARRIER") && round == 1) continue;
-    grid_arrive(b, block);
-    grid_wait(b);
+    arrive();
+    wait();
   }
   if (block || thread) return;
   float sum = 0;
   for (int i = 0; i < GRID_BLOCKS; i++) sum += f32_from_bits(ld_global_128(x + i * GRID_THREADS).x) * 1.1f;
   st_global_32(out, f32_bits(sum));
+}
+KERNEL_COOPERATIVE(GRID_THREADS, bug_grid, float* x, float* y, float* out, uint32_t* words) {
+  const int block = (int)blockIdx.x;
+  if (planted("GRID_BLOCK_LOST") && block == 2) return;
+  GridBarrier b = grid_barrier(words);
+  if (planted("GRID_FROM_ZERO")) b.arrivals = 0;  // as if the words had been set back
+  sync_block();
+  bug_rounds(x, y, out, [&] { grid_arrive(b, block); }, [&] { grid_wait(b); });
+}
+// The same by the blocks of a cluster, whose barrier is the hardware's.
+KERNEL_CLUSTER(GRID_THREADS, GRID_BLOCKS, bug_cluster, float* x, float* y, float* out) {
+  if (planted("CLUSTER_BLOCK_LOST") && blockIdx.x == 2) return;
+  bug_rounds(x, y, out, bug_cluster_arrive, bug_cluster_wait);
 }
 // A sum over blocks, of parts so unlike that its order shows in its bits.
 KERNEL_COOPERATIVE(32, bug_grid_sum, float* parts, float* out, uint32_t* words) {
@@ -69,9 +80,10 @@ static const int grid_cases[] = {
       Guarded<uint32_t> words(GRID_BLOCKS, "words");
       memset(words.data(), 0, words.bytes());
       float first = 0;
-      for (int launches = 1; launches <= 2; launches++) {
+      for (int launches = 1; launches <= 3; launches++) {
         Guarded<float> x(GRID_BLOCKS * GRID_THREADS, "x"), y(x.size(), "y"), out(1, "out");
-        launch(bug_grid, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data(), words.data());
+        if (launches < 3) launch(bug_grid, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data(), words.data());
+        else launch(bug_cluster, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data());
         float v[GRID_ROUNDS][GRID_BLOCKS];
         for (int round = 0; round < GRID_ROUNDS; round++)
           for (int b = 0; b < GRID_BLOCKS; b++) {
@@ -82,7 +94,7 @@ static const int grid_cases[] = {
         for (float last : v[GRID_ROUNDS - 1]) sum += last * 1.1f;
         EXPECT(out[0] == sum, "got %g, wanted %g", out[0], sum);
         if (launches == 1) first = out[0];
-        check_same_bits("the second launch", out.data(), &first, 4);
+        check_same_bits("another launch", out.data(), &first, 4);
       }
     }),
     add_case("grid sum", [] {

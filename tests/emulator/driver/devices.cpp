@@ -32,6 +32,8 @@ static void read_settings() {
   settings.computes = !is("BERTHIER_EMU_COMPUTES", "0");
   settings.kernel_us = (double)number("BERTHIER_EMU_KERNEL_US", 0);
   settings.copy_us = (double)number("BERTHIER_EMU_COPY_US", 0);
+  settings.most_cluster = (int)number("BERTHIER_EMU_MOST_CLUSTER", 16);
+  settings.refuse_together = number("BERTHIER_EMU_REFUSE_TOGETHER", 0) != 0;
   settings.fail_launch = number("BERTHIER_EMU_FAIL_LAUNCH", 0);
   settings.fail_allocation = number("BERTHIER_EMU_FAIL_ALLOCATION", 0);
   settings.lose_device = number("BERTHIER_EMU_LOSE_DEVICE", 0);

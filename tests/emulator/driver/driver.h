@@ -35,6 +35,8 @@ struct Settings {
   bool maps_host_memory;                     // whether kernels reach pinned memory
   bool computes;                             // kernels run; else a launch is all there is of them
   double kernel_us, copy_us;                 // what each takes by the device's clock; both 0: the clock is the host's
+  int most_cluster;                          // blocks of a cluster, beyond the 8 that every GPU of compute capability 9.0 has
+  bool refuse_together;                      // launches of kernels whose blocks all wait for each other are refused, whatever fits
   long fail_launch, fail_allocation, lose_device, hang_device;  // the number of the launch or allocation that goes wrong; 0: none
   std::string trace, calls;                  // files to append what ran to, and what the host called
 };

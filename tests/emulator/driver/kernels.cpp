@@ -70,7 +70,7 @@ API cuModuleUnload(Module* module) { delete module; return SUCCESS; }
 API cuModuleGetGlobal_v2(CUdeviceptr*, size_t*, Module*, const char*) { return NOT_FOUND; }
 
 // ---- functions -----------------------------------------------------------------------------------------------------------------
-struct Function { const emu::Kernel* kernel; int registers, static_shared, local, max_dynamic; };
+struct Function { const emu::Kernel* kernel; int registers, static_shared, local, max_dynamic; bool large_clusters; };
 
 // "name": {..., "sm_90a": [registers, static shared, stack, local, spills], ...}
 static void read_manifest(Function& f, int architecture) {
@@ -101,7 +101,7 @@ API cuModuleGetFunction(Function** function, Module* module, const char* name) {
   if (!module || !kernel || !in_image(name, module->architecture)) { say("no kernel '%s' in kernels/all.cu", name); return NOT_FOUND; }
   // what launch bounds allow, where the manifest does not know the kernel
   int bound = 65536 / (kernel->threads * kernel->min_blocks) / 8 * 8;
-  *function = new Function{kernel, std::min(bound, 255), 0, 0, 48 << 10};
+  *function = new Function{kernel, std::min(bound, 255), 0, 0, 48 << 10, false};
   read_manifest(**function, module->architecture ? module->architecture : current_context->device->architecture);
   return SUCCESS;
 }
@@ -123,6 +123,7 @@ API cuFuncSetAttribute(Function* f, int attribute, int value) {
     if (value < 0 || value + f->static_shared > limits_of(current_context->device->architecture).shared_per_block) return INVALID_VALUE;
     f->max_dynamic = value;
   }
+  if (attribute == 14) f->large_clusters = value != 0;  // more than 8 blocks
   return SUCCESS;
 }
 API cuFuncGetAttribute(int* value, int attribute, Function* f) {
@@ -174,27 +175,33 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, Function* f, int bloc
 }
 struct LaunchAttribute { int id; char pad[4]; union { char bytes[64]; unsigned cluster[3]; int flag; } value; };
 struct LaunchConfig { unsigned grid[3], block[3], shared; void* stream; LaunchAttribute* attributes; unsigned n; };
-static int cluster_of(const LaunchAttribute& a) {
-  if (a.value.cluster[1] != 1 || a.value.cluster[2] != 1 || a.value.cluster[0] > 8) { say("clusters of more than 8 blocks, or not along x, are not emulated"); return 0; }
-  return (int)a.value.cluster[0];
+// Blocks of a cluster, along x, as the launch says; 0: it does not; NONE_SUCH: along y or z, which is not emulated.
+constexpr unsigned NONE_SUCH = ~0u;
+static unsigned cluster_of(const LaunchConfig* c) {
+  for (unsigned i = 0; i < c->n; i++) {
+    const LaunchAttribute& a = c->attributes[i];
+    if (a.id == 4) return a.value.cluster[0] && a.value.cluster[1] == 1 && a.value.cluster[2] == 1 ? a.value.cluster[0] : NONE_SUCH;
+  }
+  return 0;
 }
-// A cluster is on multiprocessors of one group, of which each has 16 here and the last what is left.
-static int active_clusters(const Function* f, int threads, size_t dynamic, int architecture, int size) {
+// Whether the GPU has clusters of so many blocks, whatever else is on it.
+static bool has_cluster(const Function* f, unsigned size) {
+  return current_context->device->architecture >= 90 && (size <= 8 || (f->large_clusters && (int)size <= settings.most_cluster));
+}
+// How many run at once. A cluster is on multiprocessors of one group, of which each has 16 here and the last what is left.
+static int active_clusters(const Function* f, int threads, size_t dynamic, unsigned size) {
+  if (!has_cluster(f, size)) return 0;
   if (settings.active_clusters >= 0) return (int)settings.active_clusters;
-  const int blocks = blocks_per_sm(f, threads, dynamic, architecture), all = settings.multiprocessors;
-  return all / 16 * (16 * blocks / size) + all % 16 * blocks / size;
+  const int blocks = blocks_per_sm(f, threads, dynamic, current_context->device->architecture), all = settings.multiprocessors;
+  return all / 16 * (16 * blocks / (int)size) + all % 16 * blocks / (int)size;
 }
 API cuOccupancyMaxActiveClusters(int* clusters, Function* f, const LaunchConfig* c) {
   ENTER();
-  int size = std::max(1, f->kernel->cluster);
-  for (unsigned i = 0; i < c->n; i++) {
-    if (c->attributes[i].id != 4) continue;
-    const int asked = cluster_of(c->attributes[i]);
-    if (asked < 1 || (f->kernel->cluster > 1 && asked != f->kernel->cluster)) return INVALID_VALUE;
-    size = asked;
-  }
+  const unsigned said = cluster_of(c), own = (unsigned)std::max(1, f->kernel->cluster), size = said ? said : own;
+  if (said == NONE_SUCH || (own > 1 && size != own) || c->grid[0] % size) return INVALID_VALUE;
   if (current_context->device->architecture < 90 || settings.active_clusters == -2) return NOT_SUPPORTED;
-  *clusters = active_clusters(f, (int)(c->block[0] * c->block[1] * c->block[2]), c->shared, current_context->device->architecture, size);
+  if (!has_cluster(f, size)) return INVALID_CLUSTER_SIZE;
+  *clusters = active_clusters(f, (int)(c->block[0] * c->block[1] * c->block[2]), c->shared, size);
   return SUCCESS;
 }
 API cuOccupancyMaxPotentialClusterSize(int*, Function*, const void*) { return NOT_SUPPORTED; }
@@ -238,7 +245,8 @@ static CUresult run(const Launch& l) {
   }
   return SUCCESS;
 }
-static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative, int cluster) {
+// `said`: blocks of a cluster, as the launch says; 0: it does not.
+static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, void* stream, void** parameters, void** extra, bool dependent, bool cooperative, unsigned said) {
   const emu::Kernel& k = *f->kernel;
   const int arch = current_context->device->architecture, threads = (int)(block.x * block.y * block.z);
   auto refuse = [&](const char* why) { say("%s: %s", k.name, why); return (CUresult)INVALID_VALUE; };
@@ -247,18 +255,16 @@ static CUresult launch(Function* f, dim3e grid, dim3e block, unsigned shared, vo
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return refuse("grid out of range");
   if (!threads || threads > 1024 || block.z > 64) return refuse("block out of range");
   if (threads != k.threads) { say("%s: launched with %d threads, written for %d", k.name, threads, k.threads); return INVALID_VALUE; }
-  if (k.cluster != emu::AT_LAUNCH) {
-    if (cluster && cluster != k.cluster) return refuse("clusters of another size than the kernel's own");
-    cluster = k.cluster;
-  } else if (!cluster) {
-    cluster = 1;
-  }
+  const bool together = k.cluster == emu::WHOLE_GRID;  // on the grid, or in clusters instead
+  if (said && k.cluster >= 1 && (int)said != k.cluster) return refuse("clusters of another size than the kernel's own");
+  const int cluster = said ? (int)said : k.cluster == emu::AT_LAUNCH ? 1 : k.cluster;
   if (cluster > 1 && arch < 90) return NOT_SUPPORTED;
   if (cluster == emu::WHOLE_GRID ? !cooperative : grid.x % (unsigned)cluster) return refuse("the grid is not whole clusters, or not launched cooperatively");
+  if (settings.refuse_together && together) return said ? INVALID_CLUSTER_SIZE : COOPERATIVE_LAUNCH_TOO_LARGE;
   if ((int)shared > f->max_dynamic) { say("%s: %u bytes of shared memory, its attribute allows %d", k.name, shared, f->max_dynamic); return INVALID_VALUE; }
   const int fit = blocks_per_sm(f, threads, shared, arch);
   if (!fit) return LAUNCH_OUT_OF_RESOURCES;
-  if (cluster > 1 && !active_clusters(f, threads, shared, arch, cluster)) return INVALID_CLUSTER_SIZE;
+  if (cluster > 1 && !active_clusters(f, threads, shared, (unsigned)cluster)) return INVALID_CLUSTER_SIZE;
   if (cooperative && grid.x * grid.y * grid.z > (unsigned)(fit * settings.multiprocessors)) return COOPERATIVE_LAUNCH_TOO_LARGE;
   auto l = std::make_shared<Launch>(Launch{f, current_context, grid, block, shared, dependent, cluster, {}});
   for (int i = 0; i < k.n_parameters; i++) {  // copied at the call, as the driver does
@@ -274,10 +280,10 @@ API cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned 
 API cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void** extra) {
   ENTER();
   bool dependent = false, cooperative = false;
-  int cluster = 0;
+  const unsigned cluster = cluster_of(c);
+  if (cluster == NONE_SUCH) { say("%s: clusters along y or z are not emulated", f->kernel->name); return NOT_SUPPORTED; }
   for (unsigned i = 0; i < c->n; i++) {
     const LaunchAttribute& a = c->attributes[i];
-    if (a.id == 4 && (cluster = cluster_of(a)) < 1) return INVALID_VALUE;
     if (a.id == 2) cooperative = a.value.flag != 0;
     if (a.id == 6 && a.value.flag) {         // programmatic dependent launch
       if (current_context->device->architecture < 90) return NOT_SUPPORTED;

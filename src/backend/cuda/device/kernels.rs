@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "launches")]
 
 use super::super::image::{Manifest, fatbin};
+use super::super::persistent::{PERSISTENT_ENCODER, shared_bytes};
 use super::super::tiles::{Element, TileTable};
 use super::memory::{Called, Slice};
 use super::persistent;
@@ -62,7 +63,7 @@ pub(super) enum Begin {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid {
     pub(super) blocks: [usize; 2],
-    /// Blocks of a cluster, of a kernel that leaves it to its launch; 1: none.
+    /// Blocks of a cluster, of a kernel that leaves it to its launch, which run at once, or the launch fails; 1: none.
     pub(super) cluster: usize,
 }
 
@@ -89,6 +90,9 @@ impl From<bool> for Argument {
         Self::Int(i32::from(b))
     }
 }
+
+/// Blocks of a cluster on every GPU that has clusters; more have to be asked for.
+const PORTABLE_CLUSTER: usize = 8;
 
 struct Kernel {
     function: CudaFunction,
@@ -161,12 +165,16 @@ impl Kernels {
                 continue;
             }
             let function = module.load_function(symbol)?;
-            let dynamic_shared = i32::try_from(kernel.dynamic_shared).unwrap_or(i32::MAX);
+            let most_dynamic_shared = match name {
+                PERSISTENT_ENCODER => shared_bytes(table),
+                _ => kernel.dynamic_shared,
+            };
+            let dynamic_shared = i32::try_from(most_dynamic_shared).unwrap_or(i32::MAX);
             // beyond 48 KiB it has to be asked for
             let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, dynamic_shared)?;
             let threads = u32::try_from(kernel.threads).unwrap_or(u32::MAX);
-            let kernel = Kernel { function, threads, most_dynamic_shared: kernel.dynamic_shared };
+            let kernel = Kernel { function, threads, most_dynamic_shared };
             by_name.insert(name.to_owned(), kernel);
         }
         Ok(Self { wait: Manifest::get().waits_for_predecessor(table.gpu().compute_capability), by_name })
@@ -177,17 +185,23 @@ impl Kernels {
     }
 
     /// Clusters of `blocks` blocks of a kernel that the GPU of the current context holds at once; 0 where it does not hold one, or
-    /// the driver does not say.
+    /// the driver does not say, or the kernel is not for this GPU.
     pub(super) fn active_clusters(&self, name: &str, blocks: usize) -> usize {
-        let kernel = self.kernel(name);
+        let Some(kernel) = self.by_name.get(name) else { return 0 };
+        let function = kernel.function.cu_function();
+        if blocks > PORTABLE_CLUSTER {
+            let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+            if kernel.function.set_attribute(attribute, 1).is_err() {
+                return 0;
+            }
+        }
         let mut attributes = [in_clusters_of(blocks)];
         let config = kernel.config([blocks, 1], kernel.most_dynamic_shared, null_mut(), &mut attributes);
         let mut clusters = 0;
-        let function = kernel.function.cu_function();
         // SAFETY: the function is of the current context, and the attributes live until the call is back
         let asked =
             unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, &raw const config) };
-        if asked.result().is_ok() { usize::try_from(clusters).unwrap_or(0) } else { 0 }
+        asked.result().map_or(0, |()| usize::try_from(clusters).unwrap_or(0))
     }
 
     /// Puts a kernel into the stream, whose context is current. What directly follows another kernel should begin while that one

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "what a device that hangs holds is not freed")]
 
 use super::costs::{Choices, EncoderShape};
-use super::persistent::{PERSISTENT_TOKENS, blocks, most_tokens};
+use super::persistent::{Clusters, PersistentLimits, blocks, limits, shared_bytes};
 use super::tiles::{Element, TileTable};
 use super::work_list::AttentionKernels;
 use crate::backend::{Backend, BackendOptions, Capacity, DeviceTime, PersistentKernel, Precision};
@@ -148,11 +148,14 @@ impl CudaBackend {
         let attention = AttentionKernels::choose(&table, &shape.attention(choices))
             .expect("`support` refused head sizes without a kernel");
         let (max_tokens, workspace, slots) = allocate(&device, desc, attention, wanted, weights.bytes())?;
-        let persistent = match persistent_tokens(&table, &shape, options)? {
-            0 => None,
-            tokens => {
-                let sizes = [blocks(&table, &shape), tokens.min(max_tokens)];
-                let encoder = PersistentEncoder::new(&device, desc, &weights.model, &workspace, sizes);
+        let shared_bytes = shared_bytes(&table);
+        let clusters = persistent::clusters(&kernels);
+        let persistent = match persistent_limits(&table, &shape, clusters, options)? {
+            PersistentLimits { grid: 0, cluster: 0 } => None,
+            limits => {
+                let sizes = [blocks(&table, &shape), shared_bytes, max_tokens];
+                let teams = (clusters, limits);
+                let encoder = PersistentEncoder::new(&device, desc, &weights.model, &workspace, sizes, teams);
                 let needed = weights.bytes() + workspace_bytes(desc, max_tokens);
                 Some(encoder.map_err(|e| out_of_memory(&device, e, needed, needed))?)
             }
@@ -208,8 +211,10 @@ impl CudaBackend {
             let shape = slot.plan_one_launch(batch);
             let route = if device.maps_host_memory { Route::Mapped } else { Route::InLine };
             let inputs = slot.upload(device, batch, shape, route)?;
-            persistent.launch(&queue(), &inputs, slot.vectors(), batch.normalize)?;
-            return slot.download(device, result_len(&self.desc, batch));
+            if persistent.launch(&queue(), &batch.cu_seqlens, &inputs, slot.vectors(), batch.normalize)? {
+                return slot.download(device, result_len(&self.desc, batch));
+            }
+            device.compute.synchronize()?; // the batch is staged again
         }
         let as_it_is = slot.plan(batch);
         let filled = as_it_is.filled();
@@ -238,14 +243,20 @@ impl CudaBackend {
     }
 }
 
-/// Tokens of the batches that go in one launch, at most; 0: none do.
-fn persistent_tokens(table: &TileTable, shape: &EncoderShape, options: &BackendOptions) -> Result<usize> {
+/// Up to which sizes batches go in one launch; zeros: none do.
+fn persistent_limits(
+    table: &TileTable,
+    shape: &EncoderShape,
+    clusters: Clusters,
+    options: &BackendOptions,
+) -> Result<PersistentLimits> {
     let possible = shape.persistent && blocks(table, shape) > 0 && !options.batch_invariant;
+    let none = PersistentLimits { grid: 0, cluster: 0 };
     match options.persistent_kernel {
-        PersistentKernel::Never => Ok(0),
-        PersistentKernel::Auto if possible => Ok(most_tokens(table, shape)),
-        PersistentKernel::Auto => Ok(0),
-        PersistentKernel::Always if possible => Ok(PERSISTENT_TOKENS),
+        PersistentKernel::Never => Ok(none),
+        PersistentKernel::Auto if possible => Ok(limits(table, shape, clusters, false)),
+        PersistentKernel::Auto => Ok(none),
+        PersistentKernel::Always if possible => Ok(limits(table, shape, clusters, true)),
         PersistentKernel::Always => Err(Error::InvalidOption {
             name: "persistent_kernel",
             message: match options.batch_invariant {
@@ -310,7 +321,7 @@ impl Backend for CudaBackend {
             format!("cuda sm_{major}{minor} {element} batch-invariant")
         } else {
             let one_launch = match &self.resident.persistent {
-                Some(encoder) => format!(", up to {} tokens in one launch", encoder.most_tokens()),
+                Some(encoder) => format!(", {}", encoder.describe()),
                 None => String::new(),
             };
             let (name, sm_count) = (&gpu.name, gpu.sm_count);

@@ -196,23 +196,21 @@ impl Queue<'_> {
         }
     }
 
-    /// A launch whose blocks all run at once, or none.
+    /// A launch whose blocks all run at once, or those of each cluster, or none.
     ///
     /// # Safety
     /// As [`Kernels::launch`].
-    pub(super) unsafe fn launch_cooperative(
+    pub(super) unsafe fn launch_together(
         &self,
         name: &str,
-        grid: usize,
+        grid: Grid,
         dynamic_shared: usize,
         arguments: &[Argument],
     ) -> Called<()> {
         self.follows_kernel.set(true);
+        let begin = if grid.cluster > 1 { Begin::AfterPredecessor } else { Begin::AllBlocks };
         // SAFETY: the caller's promise
-        unsafe {
-            let grid = [grid, 1].into();
-            self.kernels.launch(self.stream, Begin::AllBlocks, name, grid, dynamic_shared, arguments)
-        }
+        unsafe { self.kernels.launch(self.stream, begin, name, grid, dynamic_shared, arguments) }
     }
 
     /// Three tables' rows, added and normalised. `out` `[total_tokens, width]`

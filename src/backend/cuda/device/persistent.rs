@@ -1,16 +1,17 @@
 //! A small batch in one launch: the kernel's description of a model, made once, and its launch.
 //!
-//! Blocks wait for each other, so the launch is a cooperative one, which the driver refuses where they do not all fit on the GPU
-//! at once. A block that is lost would have the others wait for ever; `patience.rs` notices.
+//! Blocks wait for each other, so the launch is a cooperative one or in clusters, which the driver refuses where they do not all fit
+//! on the GPU at once; from then on, batches go kernel by kernel. A block that is lost would have the others wait for ever; `patience.rs` notices.
 #![allow(unsafe_code, reason = "a launch, behind the checks of its lengths")]
 
 use super::super::persistent::{
-    PERSISTENT_ENCODER, PERSISTENT_SHARED, PERSISTENT_TOKENS, QUERY_ROWS, units_at_once,
+    CLUSTER_BLOCKS, Clusters, MOST_CLUSTERS, PERSISTENT_ENCODER, PERSISTENT_TOKENS, Parts, PersistentLimits,
+    QUERY_ROWS, units_held,
 };
 use super::super::work_list::{Entry, entries_of};
 use super::driver::Opened;
-use super::kernels::{Argument, Epilogue};
-use super::memory::{ALIGNMENT, Called, Memory, Slice};
+use super::kernels::{Argument, Epilogue, Grid, Kernels};
+use super::memory::{Called, Memory, Slice};
 use super::ops::{self, Pending, Queue, Rows, holds, may_hold};
 use super::slot::Inputs;
 use super::support;
@@ -19,6 +20,9 @@ use super::workspace::Workspace;
 use crate::batch::PackedBatch;
 use crate::model::{ModelDesc, Pooling};
 use bytemuck::{Pod, Zeroable};
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+use std::cell::Cell;
 
 /// `PersistentProduct` of `kernels/persistent_encoder.cu`.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +34,7 @@ struct Product {
     n: i32,
     k: i32,
     epilogue: Epilogue,
-    units_at_once: i32,
+    units_held: i32,
     reserved: i32,
 }
 
@@ -47,7 +51,7 @@ pub(super) struct Model {
     final_norm: [u64; 2],
     barrier: u64,
     tiles: u64,
-    cu_seqlens: u64,
+    ends: u64,
     left_out: u64,
     layers: i32,
     hidden: i32,
@@ -68,13 +72,24 @@ pub(super) struct Batch {
     left_out: u64,
     tiles: u64,
     vectors: u64,
-    tile_count: i32,
-    total_tokens: i32,
-    batch: i32,
     normalize: i32,
+    parts: i32,
+    in_clusters: i32,
+    reserved: i32,
+    begin: [Part; MOST_CLUSTERS + 1],
 }
 
-const _: () = assert!(size_of::<Product>() == 112 && size_of::<Model>() == 152 && size_of::<Batch>() == 72);
+/// `PersistentPart` of `kernels/persistent_encoder.cu`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct Part {
+    sequence: i32,
+    token: i32,
+    tile: i32,
+    reserved: i32,
+}
+
+const _: () = assert!(size_of::<Product>() == 112 && size_of::<Model>() == 152 && size_of::<Batch>() == 216);
 
 // SAFETY: addresses and numbers without a byte between them that has no value, and which may have any
 unsafe impl Pod for Product {}
@@ -86,8 +101,14 @@ pub(super) struct PersistentEncoder {
     model: Model,
     pooling: Pooling,
     grid: usize,
-    /// Of a batch; not more than the workspace holds.
+    /// Of a block, dynamic.
+    shared_bytes: usize,
+    clusters: Clusters,
+    limits: PersistentLimits,
+    /// Of a batch: what the workspace holds.
     most_tokens: usize,
+    /// Whether the driver has refused a launch.
+    refused: Cell<bool>,
     /// What `model` points to beside weights and workspace: the products, a word for each block, and where the kernel keeps a
     /// batch's lists.
     _products: Memory,
@@ -96,23 +117,23 @@ pub(super) struct PersistentEncoder {
 }
 
 impl PersistentEncoder {
-    /// `desc` is one that the kernel takes, `grid` what `persistent::blocks` says; `most_tokens` are taken at most.
+    /// `desc` is one that the kernel takes, `grid` what `persistent::blocks` says; the workspace holds `most_tokens`.
     pub(super) fn new(
         device: &Opened,
         desc: &ModelDesc,
         layout: &Layout,
         workspace: &Workspace,
-        [grid, most_tokens]: [usize; 2],
+        [grid, shared_bytes, most_tokens]: [usize; 3],
+        (clusters, limits): (Clusters, PersistentLimits),
     ) -> Called<Self> {
-        let most_tokens = most_tokens.min(PERSISTENT_TOKENS);
-        let products = products(desc, layout, workspace, most_tokens);
+        let products = products(desc, layout, workspace, [most_tokens.min(PERSISTENT_TOKENS), shared_bytes]);
         let table = Memory::new(&device.context, size_of_val(&products[..]))?;
         table.write(0, &products)?;
         let barrier = Memory::new(&device.context, 4 * grid)?;
         barrier.write(0, &vec![0u32; grid])?;
         let tile_bytes = size_of::<Entry>() * PERSISTENT_TOKENS;
-        let ends_bytes = (4 * (PERSISTENT_TOKENS + 1)).next_multiple_of(ALIGNMENT);
-        let lists = Memory::new(&device.context, tile_bytes + ends_bytes + 4 * PERSISTENT_TOKENS)?;
+        let word_bytes = 4 * PERSISTENT_TOKENS;
+        let lists = Memory::new(&device.context, tile_bytes + 2 * word_bytes)?;
         let last = &layout.layers[*layout.layer_order.last().expect("a model has a layer")];
         let address = |norm: &Norm| [norm.gamma.address(), norm.beta.address()];
         let pooling = desc.pooling[0];
@@ -126,8 +147,8 @@ impl PersistentEncoder {
             final_norm: address(&last.output_norm),
             barrier: barrier.all::<u8>().address(),
             tiles: lists.slice::<Entry>(0, PERSISTENT_TOKENS).address(),
-            cu_seqlens: lists.slice::<i32>(tile_bytes, PERSISTENT_TOKENS + 1).address(),
-            left_out: lists.slice::<i32>(tile_bytes + ends_bytes, PERSISTENT_TOKENS).address(),
+            ends: lists.slice::<i32>(tile_bytes, PERSISTENT_TOKENS).address(),
+            left_out: lists.slice::<i32>(tile_bytes + word_bytes, PERSISTENT_TOKENS).address(),
             layers: int(layout.layer_order.len()),
             hidden: int(desc.hidden_size),
             num_heads: int(desc.num_attention_heads),
@@ -137,27 +158,58 @@ impl PersistentEncoder {
             pooling: support::pooling(pooling),
             reserved: 0,
         };
-        Ok(Self { model, pooling, grid, most_tokens, _products: table, _barrier: barrier, _lists: lists })
+        let (refused, most_tokens) = (Cell::new(false), most_tokens.min(PERSISTENT_TOKENS));
+        let (_products, _barrier, _lists) = (table, barrier, lists);
+        Ok(Self {
+            model,
+            pooling,
+            grid,
+            shared_bytes,
+            clusters,
+            limits,
+            most_tokens,
+            refused,
+            _products,
+            _barrier,
+            _lists,
+        })
     }
 
     /// Whether it computes this batch.
     pub(super) fn takes(&self, batch: &PackedBatch) -> bool {
-        batch.total_tokens() <= self.most_tokens && batch.len() <= PERSISTENT_TOKENS && !batch.token_vectors
+        let fits = batch.total_tokens() <= self.most_tokens && batch.len() <= PERSISTENT_TOKENS;
+        let wanted =
+            batch.total_tokens() <= self.limits.grid || self.in_clusters(&batch.cu_seqlens).is_some();
+        !self.refused.get() && !batch.token_vectors && fits && wanted
     }
 
-    /// Tokens of a batch at most.
-    pub(super) fn most_tokens(&self) -> usize {
-        self.most_tokens
+    /// The parts of a batch that goes to clusters.
+    fn in_clusters(&self, cu_seqlens: &[u32]) -> Option<Parts> {
+        let parts = Parts::new(cu_seqlens, self.clusters.most);
+        (parts.most_tokens(cu_seqlens) <= self.limits.cluster).then_some(parts)
     }
 
-    /// From ids to vectors, `[batch, hidden]`.
+    /// What it takes, for people and as what tells devices apart.
+    pub(super) fn describe(&self) -> String {
+        let PersistentLimits { grid, cluster } = self.limits;
+        let Clusters { blocks, most } = self.clusters;
+        match cluster {
+            0 => format!("up to {grid} tokens in one launch"),
+            _ => {
+                format!("up to {grid} tokens in one launch, {cluster} on each of {most} clusters of {blocks}")
+            }
+        }
+    }
+
+    /// From ids to vectors, `[batch, hidden]`. No: the driver refuses the launch, and nothing was done.
     pub(super) fn launch(
         &self,
         queue: &Queue<'_>,
+        cu_seqlens: &[u32],
         inputs: &Inputs,
         vectors: Slice<f32>,
         normalize: bool,
-    ) -> Called<()> {
+    ) -> Called<bool> {
         let (tokens, rows) = (&inputs.tokens, inputs.total_tokens);
         assert!((1..=self.most_tokens).contains(&rows), "a batch of {rows} tokens");
         let (sequences, tiles) = (inputs.batch, inputs.query_tiles.len());
@@ -166,25 +218,69 @@ impl PersistentEncoder {
             holds("ids", ids, rows);
         }
         let left_out = if self.pooling == Pooling::Cls { inputs.left_out_cls } else { inputs.left_out };
-        holds("cu_seqlens", tokens.cu_seqlens, inputs.batch + 1);
-        may_hold("left out tokens", left_out, inputs.batch);
-        holds("vectors", vectors, inputs.batch * self.model.hidden as usize);
+        holds("cu_seqlens", tokens.cu_seqlens, sequences + 1);
+        may_hold("left out tokens", left_out, sequences);
+        holds("vectors", vectors, sequences * self.model.hidden as usize);
+        let in_clusters = self.in_clusters(cu_seqlens);
+        let grid = match &in_clusters {
+            Some(parts) => {
+                let cluster = self.clusters.blocks;
+                Grid { blocks: [parts.count * cluster, 1], cluster }
+            }
+            None => [self.grid, 1].into(),
+        };
+        let on_clusters = in_clusters.is_some();
+        let parts = in_clusters.unwrap_or_else(|| Parts::one(cu_seqlens));
         let batch = Batch {
             ids: [tokens.ids, tokens.positions, tokens.type_ids].map(Slice::address),
             cu_seqlens: tokens.cu_seqlens.address(),
             left_out: left_out.address(),
             tiles: inputs.query_tiles.address(),
             vectors: vectors.address(),
-            tile_count: int(inputs.query_tiles.len()),
-            total_tokens: int(rows),
-            batch: int(inputs.batch),
             normalize: i32::from(normalize),
+            parts: int(parts.count),
+            in_clusters: i32::from(on_clusters),
+            reserved: 0,
+            begin: parts.begin.map(|sequence| part(sequence, cu_seqlens)),
         };
         let arguments = [Argument::Model(self.model), Argument::Batch(batch)];
-        // SAFETY: lengths are checked above and, of the model's arrays, in `products`; tiles were made of the batch's sequences;
-        // ids, types and positions are inside their tables, which is the seam's promise. All launches on the barrier's words
-        // have this grid, and go into one stream
-        unsafe { queue.launch_cooperative(PERSISTENT_ENCODER, self.grid, PERSISTENT_SHARED, &arguments) }
+        // SAFETY: lengths are checked above and, of the model's arrays, in `products`; tiles and parts were made of the batch's
+        // sequences; ids, types and positions are inside their tables, which is the seam's promise. All launches on the barrier's
+        // words have this grid, and go into one stream
+        let launched =
+            unsafe { queue.launch_together(PERSISTENT_ENCODER, grid, self.shared_bytes, &arguments) };
+        match launched {
+            Err(DriverError(
+                CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+                | CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE
+                | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+                | CUresult::CUDA_ERROR_NOT_SUPPORTED,
+            )) => {
+                self.refused.set(true);
+                Ok(false)
+            }
+            launched => launched.map(|()| true),
+        }
+    }
+}
+
+/// The clusters that the driver has for the kernel: of the first size of which there is one.
+pub(super) fn clusters(kernels: &Kernels) -> Clusters {
+    let of_size = |blocks| {
+        let most = kernels.active_clusters(PERSISTENT_ENCODER, blocks).min(MOST_CLUSTERS);
+        Clusters { blocks, most }
+    };
+    CLUSTER_BLOCKS.into_iter().map(of_size).find(|clusters| clusters.most > 0).unwrap_or(Clusters::NONE)
+}
+
+/// Where a part begins whose first sequence this is.
+fn part(sequence: usize, cu_seqlens: &[u32]) -> Part {
+    let tiles = |ends: &[u32]| (ends[1] - ends[0]).div_ceil(QUERY_ROWS as u32);
+    Part {
+        sequence: int(sequence),
+        token: int(cu_seqlens[sequence] as usize),
+        tile: int(cu_seqlens[..=sequence].windows(2).map(tiles).sum::<u32>() as usize),
+        reserved: 0,
     }
 }
 
@@ -198,7 +294,12 @@ pub(super) fn query_tiles(cu_seqlens: &[u32], tiles: &mut Vec<Entry>) {
 }
 
 /// The products of all layers, as `forward.rs` has them: layernorms are folded, and the kernel keeps their statistics itself.
-fn products(desc: &ModelDesc, layout: &Layout, workspace: &Workspace, rows: usize) -> Vec<Product> {
+fn products(
+    desc: &ModelDesc,
+    layout: &Layout,
+    workspace: &Workspace,
+    [rows, shared_bytes]: [usize; 2],
+) -> Vec<Product> {
     let (x, y, z, wide) =
         (workspace.x.all(), workspace.y.all(), workspace.z.all(), workspace.wide.all::<u16>());
     let activation = support::activation(desc.hidden_act).expect("`persistent::takes` refused it");
@@ -210,23 +311,23 @@ fn products(desc: &ModelDesc, layout: &Layout, workspace: &Workspace, rows: usiz
         let layer = &layout.layers[layer];
         let norm = layer.attention_norm.as_ref().expect("of layers with norms behind, none lacks one");
         let between = Rows { values: y, pending: pending(norm) };
-        all.push(product(input, &layer.qkv, 0, Rows::NONE, wide, rows));
-        all.push(product(Rows::finished(z), &layer.attention_output, 0, input, y, rows));
-        all.push(product(between, &layer.intermediate, activation, Rows::NONE, wide, rows));
-        all.push(product(Rows::finished(wide), &layer.output, 0, between, x, rows));
+        all.push(product(input, &layer.qkv, 0, Rows::NONE, wide, [rows, shared_bytes]));
+        all.push(product(Rows::finished(z), &layer.attention_output, 0, input, y, [rows, shared_bytes]));
+        all.push(product(between, &layer.intermediate, activation, Rows::NONE, wide, [rows, shared_bytes]));
+        all.push(product(Rows::finished(wide), &layer.output, 0, between, x, [rows, shared_bytes]));
         input = Rows { values: x, pending: pending(&layer.output_norm) };
     }
     all
 }
 
-/// One of them, for up to `m` rows.
+/// One of them, for up to `m` rows, of blocks with so much shared memory.
 fn product(
     a: Rows<'_>,
     linear: &Linear,
     activation: i32,
     residual: Rows<'_>,
     c: Slice<u16>,
-    m: usize,
+    [m, shared_bytes]: [usize; 2],
 ) -> Product {
     let (n, k) = (linear.n, linear.k);
     holds("input of a product", a.values, m * k);
@@ -240,7 +341,7 @@ fn product(
         n: int(n),
         k: int(k),
         epilogue: ops::epilogue(a, linear, activation, residual),
-        units_at_once: int(units_at_once(k)),
+        units_held: int(units_held(k, shared_bytes)),
         reserved: 0,
     }
 }
