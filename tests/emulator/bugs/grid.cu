@@ -44,7 +44,7 @@ KERNEL_COOPERATIVE(GRID_THREADS, bug_grid, float* x, float* y, float* out, uint3
   bug_rounds(x, y, out, [&] { grid_arrive(b, block); }, [&] { grid_wait(b); });
 }
 // The same by the blocks of a cluster, whose barrier is the hardware's.
-KERNEL_CLUSTER(GRID_THREADS, GRID_BLOCKS, bug_cluster, float* x, float* y, float* out) {
+KERNEL_CLUSTER(GRID_THREADS, GRID_BLOCKS, bug_cluster_rounds, float* x, float* y, float* out) {
   if (planted("CLUSTER_BLOCK_LOST") && blockIdx.x == 2) return;
   bug_rounds(x, y, out, bug_cluster_arrive, bug_cluster_wait);
 }
@@ -83,7 +83,7 @@ static const int grid_cases[] = {
       for (int launches = 1; launches <= 3; launches++) {
         Guarded<float> x(GRID_BLOCKS * GRID_THREADS, "x"), y(x.size(), "y"), out(1, "out");
         if (launches < 3) launch(bug_grid, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data(), words.data());
-        else launch(bug_cluster, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data());
+        else launch(bug_cluster_rounds, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data());
         float v[GRID_ROUNDS][GRID_BLOCKS];
         for (int round = 0; round < GRID_ROUNDS; round++)
           for (int b = 0; b < GRID_BLOCKS; b++) {
