@@ -8,8 +8,9 @@
 // phases. While a block waits, the weights of its next product are on their way into shared memory: they depend on nothing.
 //
 // Arguments   model, batch: the structs below, by value; src/backend/cuda/device/persistent.rs mirrors them
-// Limits      1 to 256 tokens, at most 256 sequences and tiles; hidden at most 1,024, intermediate at most 4,096, multiples of 8; head size 32, 64, 128; products not
-//             gated; no pooling by the maximum; weights as epilogue.cuh wants them folded, of the first layer's qkv not folded
+// Limits      1 to 256 tokens, at most 256 sequences and tiles; hidden at most 1,024, intermediate at most 4,096, multiples of 8; head
+//             size 32, 64, 128; products not gated; no pooling by the maximum; weights as epilogue.cuh wants them folded, of the first
+//             layer's qkv not folded
 // Launch      on the whole grid: cooperative, at most one block a multiprocessor and the same number at every launch on the same
 //             `barrier`. Or, from sm_90 on, in clusters along x, one for each part of the batch, which know nothing of each other.
 //             Block as in the table at the end, dynamic shared memory at least
@@ -51,7 +52,8 @@ struct PersistentModel {
   const half_t *word, *position, *type;       // tables of embeddings, as in embed_layernorm.cu
   const float *embeddings_gamma, *embeddings_beta;
   const PersistentProduct* products;          // [4 layers]: qkv, projection, up, down
-  half_t *x, *qkv, *attended;                 // [256, hidden], [256, 3 hidden], [256, hidden]: the stream, and around attention
+  half_t *x, *qkv, *attended;                 // [256, hidden], [256, 3 hidden], [256, hidden]: the stream, and around attention. None
+                                              // overlaps what a product writes: clusters are at different phases
   const float *final_gamma, *final_beta;      // of the last layer's second layernorm
   uint32_t* barrier;                          // [gridDim.x], zeros at first
   u128* tiles;                                // [256], and

@@ -145,7 +145,7 @@ fn too_little_memory_says_how_much_is_needed() {
 /// Whichever allocation of all is the one that fails: an error or a smaller budget, never a panic.
 #[test]
 fn any_allocation_may_fail() {
-    for n in 1..=19 {
+    for n in 1..=20 {
         let n = n.to_string();
         on_stand_in("failures::any_allocation_may_fail", &[("BERTHIER_EMU_FAIL_ALLOCATION", &n)], || {
             match open_small(&options()) {

@@ -109,11 +109,12 @@ pub(super) struct PersistentEncoder {
     most_tokens: usize,
     /// Whether the driver has refused a launch.
     refused: Cell<bool>,
-    /// What `model` points to beside weights and workspace: the products, a word for each block, and where the kernel keeps a
-    /// batch's lists.
+    /// What `model` points to beside weights and workspace: the products, a word for each block, where the kernel keeps a
+    /// batch's lists, and queries, keys and values.
     _products: Memory,
     _barrier: Memory,
     _lists: Memory,
+    _qkv: Memory,
 }
 
 impl PersistentEncoder {
@@ -126,7 +127,10 @@ impl PersistentEncoder {
         [grid, shared_bytes, most_tokens]: [usize; 3],
         (clusters, limits): (Clusters, PersistentLimits),
     ) -> Called<Self> {
-        let products = products(desc, layout, workspace, [most_tokens.min(PERSISTENT_TOKENS), shared_bytes]);
+        let rows = most_tokens.min(PERSISTENT_TOKENS);
+        // not the workspace's wide rows: some clusters may be at their qkv while others have the feed-forward's there
+        let qkv = Memory::new(&device.context, 2 * rows * 3 * desc.hidden_size)?;
+        let products = products(desc, layout, workspace, qkv.all(), [rows, shared_bytes]);
         let table = Memory::new(&device.context, size_of_val(&products[..]))?;
         table.write(0, &products)?;
         let barrier = Memory::new(&device.context, 4 * grid)?;
@@ -142,7 +146,7 @@ impl PersistentEncoder {
             embeddings_norm: address(&layout.embeddings_norm),
             products: table.all::<u8>().address(),
             x: workspace.x.all::<u8>().address(),
-            qkv: workspace.wide.all::<u8>().address(),
+            qkv: qkv.all::<u8>().address(),
             attended: workspace.z.all::<u8>().address(),
             final_norm: address(&last.output_norm),
             barrier: barrier.all::<u8>().address(),
@@ -158,8 +162,8 @@ impl PersistentEncoder {
             pooling: support::pooling(pooling),
             reserved: 0,
         };
-        let (refused, most_tokens) = (Cell::new(false), most_tokens.min(PERSISTENT_TOKENS));
-        let (_products, _barrier, _lists) = (table, barrier, lists);
+        let (refused, most_tokens) = (Cell::new(false), rows);
+        let (_products, _barrier, _lists, _qkv) = (table, barrier, lists, qkv);
         Ok(Self {
             model,
             pooling,
@@ -172,6 +176,7 @@ impl PersistentEncoder {
             _products,
             _barrier,
             _lists,
+            _qkv,
         })
     }
 
@@ -298,6 +303,7 @@ fn products(
     desc: &ModelDesc,
     layout: &Layout,
     workspace: &Workspace,
+    qkv: Slice<u16>,
     [rows, shared_bytes]: [usize; 2],
 ) -> Vec<Product> {
     let (x, y, z, wide) =
@@ -311,7 +317,7 @@ fn products(
         let layer = &layout.layers[layer];
         let norm = layer.attention_norm.as_ref().expect("of layers with norms behind, none lacks one");
         let between = Rows { values: y, pending: pending(norm) };
-        all.push(product(input, &layer.qkv, 0, Rows::NONE, wide, [rows, shared_bytes]));
+        all.push(product(input, &layer.qkv, 0, Rows::NONE, qkv, [rows, shared_bytes]));
         all.push(product(Rows::finished(z), &layer.attention_output, 0, input, y, [rows, shared_bytes]));
         all.push(product(between, &layer.intermediate, activation, Rows::NONE, wide, [rows, shared_bytes]));
         all.push(product(Rows::finished(wide), &layer.output, 0, between, x, [rows, shared_bytes]));
