@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "a launch, behind the checks of its lengths")]
 
 use super::super::persistent::{
-    CLUSTER_BLOCKS, Clusters, MOST_CLUSTERS, PERSISTENT_ENCODER, PERSISTENT_TOKENS, Parts, PersistentLimits,
+    CLUSTER_BLOCKS, Clusters, MOST_CLUSTERS, PERSISTENT_ENCODER, PERSISTENT_TOKENS, PersistentLimits,
     QUERY_ROWS, units_held,
 };
 use super::super::work_list::{Entry, entries_of};
@@ -269,6 +269,54 @@ impl PersistentEncoder {
     }
 }
 
+/// Where the sequences of each part begin, and where those of the last one end.
+struct Parts {
+    count: usize,
+    begin: [usize; MOST_CLUSTERS + 1],
+}
+
+impl Parts {
+    /// All sequences, as one part.
+    fn one(cu_seqlens: &[u32]) -> Self {
+        Self::of_at_most(u32::MAX, cu_seqlens).expect("one part has room for all")
+    }
+
+    /// Cuts a batch between sequences, into `most` parts or fewer, so that the largest one is as small as it can be.
+    fn new(cu_seqlens: &[u32], most: usize) -> Self {
+        let most = most.clamp(1, MOST_CLUSTERS);
+        let total = cu_seqlens.last().copied().unwrap_or(0);
+        let least = total.div_ceil(most as u32);
+        (least..total)
+            .find_map(|tokens| Self::of_at_most(tokens, cu_seqlens).filter(|parts| parts.count <= most))
+            .unwrap_or_else(|| Self::one(cu_seqlens))
+    }
+
+    /// Each as large as so many tokens allow; none where a sequence has more, or there would be too many parts.
+    fn of_at_most(tokens: u32, cu_seqlens: &[u32]) -> Option<Self> {
+        let mut parts = Self { count: 1, begin: [0; MOST_CLUSTERS + 1] };
+        for (i, ends) in cu_seqlens.windows(2).enumerate() {
+            if ends[1] - ends[0] > tokens {
+                return None;
+            }
+            if ends[1] - cu_seqlens[parts.begin[parts.count - 1]] > tokens {
+                if parts.count == MOST_CLUSTERS {
+                    return None;
+                }
+                parts.begin[parts.count] = i;
+                parts.count += 1;
+            }
+        }
+        parts.begin[parts.count] = cu_seqlens.len().saturating_sub(1);
+        Some(parts)
+    }
+
+    /// Tokens of the largest part.
+    fn most_tokens(&self, cu_seqlens: &[u32]) -> usize {
+        let tokens = |ends: &[usize]| cu_seqlens[ends[1]] - cu_seqlens[ends[0]];
+        self.begin[..=self.count].windows(2).map(tokens).max().unwrap_or(0) as usize
+    }
+}
+
 /// The clusters that the driver has for the kernel: of the first size of which there is one.
 pub(super) fn clusters(kernels: &Kernels) -> Clusters {
     let of_size = |blocks| {
@@ -366,5 +414,27 @@ mod tests {
         query_tiles(&[0, 1, 17, 34], &mut tiles);
         let found: Vec<_> = tiles.iter().map(|t| (t.sequence_start, t.tokens, t.first_query)).collect();
         assert_eq!(found, [(0, 1, 0), (1, 16, 0), (17, 17, 0), (17, 17, 16)]);
+    }
+
+    #[test]
+    fn parts_are_whole_sequences_and_as_even_as_these_allow() {
+        let parts = |lengths: &[u32], most| {
+            let mut cu_seqlens = vec![0];
+            cu_seqlens.extend(lengths.iter().scan(0, |end, n| {
+                *end += n;
+                Some(*end)
+            }));
+            let parts = Parts::new(&cu_seqlens, most);
+            assert!(parts.count <= most.max(1) && parts.begin[..=parts.count].is_sorted_by(|a, b| a < b));
+            (parts.begin[..=parts.count].to_vec(), parts.most_tokens(&cu_seqlens))
+        };
+        assert_eq!(parts(&[7], 8), (vec![0, 1], 7));
+        assert_eq!(parts(&[7, 9], 0), (vec![0, 2], 16));
+        assert_eq!(parts(&[7, 9], 1), (vec![0, 2], 16));
+        assert_eq!(parts(&[7, 9], 8), (vec![0, 1, 2], 9));
+        assert_eq!(parts(&[10, 1, 1, 10], 3), (vec![0, 1, 3, 4], 10));
+        assert_eq!(parts(&[4, 4, 4, 4, 4], 2), (vec![0, 3, 5], 12));
+        assert_eq!(parts(&[0, 5, 0], 2).1, 5);
+        assert_eq!(parts(&[3; 80], 8), ((0..=8).map(|i| 10 * i).collect(), 30));
     }
 }
