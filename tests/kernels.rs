@@ -238,7 +238,7 @@ fn gpu_check_runs_on_the_stand_in_driver() {
     must(check(&good).args(["--only", "conformance,kernels,sanitizer"]), "gpu-check");
     let text = report(&good);
     assert!(text.contains("| conformance | ok |") && text.contains("| kernels | ok |"), "{text}");
-    assert!(text.contains("35 records compared"), "{text}");
+    assert!(text.contains("40 records compared"), "{text}");
 
     let bad = folder.join("bad");
     let mut failing = check(&bad);

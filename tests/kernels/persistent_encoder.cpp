@@ -152,7 +152,8 @@ template <class T> class Encoder {
     x_.reset(new Guarded<half_t>(rows * h, "x"));
     y_.reset(new Guarded<half_t>(rows * h, "y"));
     z_.reset(new Guarded<half_t>(rows * h, "attended"));
-    wide_.reset(new Guarded<half_t>(rows * std::max(3 * h, (size_t)m.size.inner), "wide"));
+    qkv_.reset(new Guarded<half_t>(rows * 3 * h, "qkv"));
+    wide_.reset(new Guarded<half_t>(rows * (size_t)m.size.inner, "wide"));
     barrier_.reset(new Guarded<uint32_t>(teams.blocks, "barrier"));
     memset(barrier_->data(), 0, barrier_->bytes());
     std::vector<PersistentProduct> products;
@@ -165,7 +166,7 @@ template <class T> class Encoder {
         for (float v : p.b[part]) bias.push_back(v * scale);
       }
       auto from = [](const PlainLayer* layer, int i) { return Norm{layer ? &layer->gamma[i] : nullptr, layer ? &layer->beta[i] : nullptr}; };
-      products.push_back(product(qkv, bias, *x_, *wide_, from(below, 1), nullptr, {}));
+      products.push_back(product(qkv, bias, *x_, *qkv_, from(below, 1), nullptr, {}));
       products.push_back(product(p.w[3], p.b[3], *z_, *y_, {}, x_.get(), from(below, 1)));
       products.push_back(product(p.w[4], p.b[4], *y_, *wide_, from(&p, 0), nullptr, {}));
       products.back().epilogue.activation = m.size.activation;
@@ -174,7 +175,7 @@ template <class T> class Encoder {
     }
     products_.reset(new Guarded<PersistentProduct>(products, "products"));
     products_->holds_addresses();
-    model_ = PersistentModel{to16(m.word), to16(m.position), to16(m.type), to32(m.gamma), to32(m.beta), products_->data(), x_->data(), wide_->data(),
+    model_ = PersistentModel{to16(m.word), to16(m.position), to16(m.type), to32(m.gamma), to32(m.beta), products_->data(), x_->data(), qkv_->data(),
                              z_->data(), to32(below->gamma[1]), to32(below->beta[1]), barrier_->data(), tiles_.data(), ends_.data(),
                              left_out_.data(), m.size.layers, m.size.hidden, m.size.heads,
                              m.size.hidden / m.size.heads, EPS, EPS, m.size.pooling, 0};
@@ -208,7 +209,7 @@ template <class T> class Encoder {
     b.normalize = size_.normalize;
     b.parts = parts;
     b.in_clusters = teams_.clusters > 0;
-    for (auto* buffer : {x_.get(), y_.get(), z_.get(), wide_.get()}) buffer->refill_with_nan();  // nothing is left from before
+    for (auto* buffer : {x_.get(), y_.get(), z_.get(), qkv_.get(), wide_.get()}) buffer->refill_with_nan();  // nothing is left from before
     vectors.write_once();
     launch_in_clusters(teams_.clusters ? teams_.blocks : KERNELS_OWN_CLUSTER, std::is_same<T, F16>::value ? persistent_encoder_f16 : persistent_encoder_bf16,
                        {(unsigned)(parts * teams_.blocks)}, {persistent::THREADS}, (size_t)(persistent::WARPS * persistent::SUM_BYTES + weight_bytes()), model_, b);
@@ -271,7 +272,7 @@ template <class T> class Encoder {
   Size size_;
   Teams teams_;
   int launches_ = 0;  // of the grid
-  std::unique_ptr<Guarded<half_t>> x_, y_, z_, wide_;
+  std::unique_ptr<Guarded<half_t>> x_, y_, z_, qkv_, wide_;
   std::unique_ptr<Guarded<uint32_t>> barrier_;
   Guarded<u128> tiles_{persistent::MOST_TOKENS, "the kernel's tiles"};
   Guarded<int> ends_{persistent::MOST_TOKENS, "the kernel's ends"}, left_out_{persistent::MOST_TOKENS, "the kernel's left_out"};

@@ -20,7 +20,7 @@ from report import Report, table
 
 # in the order in which they run, with the seconds that each may take at most of those that are left
 SECTIONS = {"conformance": 60, "kernels": 150, "cpu": 30, "agree": 150, "bench": 400, "sanitizer": 240}
-# every test of tests/kernels but numeric.cpp, whose kernels and functions are the test's own: nothing of it is in the image
+# the longest last; every test of tests/kernels but numeric.cpp, whose kernels and functions are the test's own: nothing of it is in the image
 TESTS = ["conformance", "embed_layernorm", "residual_layernorm", "rotary", "first_rows", "pool", "attention", "gemm", "forward", "persistent_encoder"]
 
 
@@ -230,7 +230,7 @@ def section_kernels(runner, limit):
         found.append(word)
     at_once = max(1, min(6, (os.cpu_count() or 2) // 2))
     # the longest first
-    jobs = {f"{t}": ([runner.pack / "bin" / t, *words], {}) for t in ["forward", "gemm", "attention", "pool", "residual_layernorm", "embed_layernorm", "rotary", "first_rows"]}
+    jobs = {f"{t}": ([runner.pack / "bin" / t, *words], {}) for t in reversed(TESTS) if t != "conformance"}  # that has a section
     rows, text, verdict = judge(runner.many(jobs, limit, at_once))
     return verdict, f"Wrong launches that were found: {', '.join(w for w in found if w != 'nothing')}.\n\n{text}", {"programs": rows}
 
