@@ -43,18 +43,6 @@ template <int N, int S> struct FewRowsShape {
 };
 constexpr int MOST_SPLITS = 8;  // blocks of a cluster, on every GPU that has clusters
 
-template <class T, int N> DEV void wgmma_few(float (&d)[N / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) {
-  if constexpr (T::IS_BF16) {
-    if constexpr (N == 16) wgmma_m64n16k16_bf16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 32) wgmma_m64n32k16_bf16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 64) wgmma_m64n64k16_bf16(d, a, b, scale_d LOC_ARG);
-  } else {
-    if constexpr (N == 16) wgmma_m64n16k16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 32) wgmma_m64n32k16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 64) wgmma_m64n64k16(d, a, b, scale_d LOC_ARG);
-  }
-}
-
 struct FewRowsProduct {
   const TensorMap &a, &w;
   half_t* c;
@@ -109,7 +97,7 @@ template <class T, class S> DEV void multiply_part(FewRowsSums<S>& sums, typenam
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < S::BLOCK_K / 16; i++)  // 16 columns on: 32 bytes, which the swizzle leaves a sum
-      wgmma_few<T, S::BLOCK_M>(sums.v, wgmma_desc_sw128(stage + 32 * i), wgmma_desc_sw128(stage + S::W_BYTES + 32 * i), step + i > 0);
+      wgmma_m64<T, S::BLOCK_M>(sums.v, wgmma_desc_sw128(stage + 32 * i), wgmma_desc_sw128(stage + S::W_BYTES + 32 * i), step + i > 0);
     wgmma_commit();
     advance(ring);
     wgmma_wait<1>();  // of the stage before

@@ -55,18 +55,6 @@ template <int N, int S, int GROUPS, int BLOCKS> struct HopperShape {
 // 168 registers a thread fit at first; what the loading warpgroup gives away the others get: 128 x 40 + 256 x 232 = 64 Ki less 1 Ki
 constexpr int LOADER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
-template <class T, int N> DEV void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) {
-  if constexpr (T::IS_BF16) {
-    if constexpr (N == 128) wgmma_m64n128k16_bf16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 192) wgmma_m64n192k16_bf16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 256) wgmma_m64n256k16_bf16(d, a, b, scale_d LOC_ARG);
-  } else {
-    if constexpr (N == 128) wgmma_m64n128k16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 192) wgmma_m64n192k16(d, a, b, scale_d LOC_ARG);
-    if constexpr (N == 256) wgmma_m64n256k16(d, a, b, scale_d LOC_ARG);
-  }
-}
-
 struct HopperProduct {
   const TensorMap &a, &w, &residual, &c;
   int m, n, k;
@@ -125,7 +113,7 @@ template <class T, class S> DEV void multiply_stage(HopperSums<S>& sums, saddr a
   for (int step = 0; step < S::STEPS_OF_STAGE; step++)
 #pragma unroll
     for (int i = 0; i < S::ROW_BLOCKS; i++)  // 16 columns on: 32 bytes, which the swizzle leaves a sum
-      wgmma<T, S::BLOCK_N>(sums.v[i], wgmma_desc_sw128(a + i * 64 * S::ROW_BYTES + step * 32), wgmma_desc_sw128(w + step * 32), !(first && step == 0));
+      wgmma_m64<T, S::BLOCK_N>(sums.v[i], wgmma_desc_sw128(a + i * 64 * S::ROW_BYTES + step * 32), wgmma_desc_sw128(w + step * 32), !(first && step == 0));
   wgmma_commit();
 }
 // All of a tile's stages: one multiplies while the one before is waited for and freed. `meanwhile` runs beside the first,

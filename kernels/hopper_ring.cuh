@@ -1,4 +1,5 @@
-// hopper_ring.cuh - a ring of stages in shared memory that TMA fills for warpgroups to read: what the kernels for sm_90a share.
+// hopper_ring.cuh - what the kernels for sm_90a share: a ring of stages in shared memory that TMA fills for warpgroups to read, and
+// their multiplication by its number of columns.
 //
 // Two mbarriers a stage. full: the loader's one arrival and the stage's bytes. empty: each warp that has read the stage, as often
 // as the kernel says when it initialises them. A barrier's phase is how often the ring has been gone round, by its last bit.
@@ -33,6 +34,28 @@ template <int N, int BYTES> DEV void init_ring(const Ring<N, BYTES>& r, int read
   for (int i = 0; i < N; i++) {
     mbar_init(r.barriers + 8 * i, 1);
     mbar_init(r.barriers + 8 * (N + i), readers);
+  }
+}
+#endif
+
+#if defined(HOST_EMULATION) || !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// d [64, N] += a [64, 16] . b [N, 16]^T, both in shared memory.
+template <class T, int N> DEV void wgmma_m64(float (&d)[N / 2], uint64_t a, uint64_t b, int scale_d LOC_PARAM) {
+  static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256, "what there are wrappers for");
+  if constexpr (T::IS_BF16) {
+    if constexpr (N == 16) wgmma_m64n16k16_bf16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 32) wgmma_m64n32k16_bf16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 64) wgmma_m64n64k16_bf16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 128) wgmma_m64n128k16_bf16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 192) wgmma_m64n192k16_bf16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 256) wgmma_m64n256k16_bf16(d, a, b, scale_d LOC_ARG);
+  } else {
+    if constexpr (N == 16) wgmma_m64n16k16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 32) wgmma_m64n32k16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 64) wgmma_m64n64k16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 128) wgmma_m64n128k16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 192) wgmma_m64n192k16(d, a, b, scale_d LOC_ARG);
+    if constexpr (N == 256) wgmma_m64n256k16(d, a, b, scale_d LOC_ARG);
   }
 }
 #endif
