@@ -45,7 +45,7 @@ fn counted(counts: &[(&str, usize)]) -> BTreeMap<String, usize> {
     counts.iter().map(|&(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// The calls of a batch that others like it came before; `eager`: it is done when it is asked for.
+/// The calls of a batch that others like it came before.
 fn calls_of_a_batch(cuda: &mut dyn Backend, file: &str) -> BTreeMap<String, usize> {
     let desc = desc();
     let seqs = sequences(&[9, 17], &desc);
@@ -58,43 +58,32 @@ fn calls_of_a_batch(cuda: &mut dyn Backend, file: &str) -> BTreeMap<String, usiz
     calls(file, before)
 }
 
+/// What the host calls for a batch in one launch; `maps`: whether kernels reach the host's memory.
+fn one_launch_is(name: &str, maps: &str, want: &[(&str, usize)]) {
+    let file = format!("{}/calls-one-launch-{maps}.txt", env!("CARGO_TARGET_TMPDIR"));
+    on_stand_in(name, &[&counting_calls(&file)[..], &[(MAPS, maps)]].concat(), || {
+        let found = calls_of_a_batch(&mut *small(&options(PersistentKernel::Always)), &file);
+        assert_eq!(found, counted(want));
+    });
+}
+
+/// Switches: calls are written to a file, batches are done when they are asked for, and a launch has three blocks.
+fn counting_calls(file: &str) -> [(&str, &str); 3] {
+    [("BERTHIER_EMU_CALLS", file), ("BERTHIER_EMU_STREAMS", "eager"), ("BERTHIER_EMU_MULTIPROCESSORS", "3")]
+}
+
 #[test]
 fn a_batch_in_one_launch_is_a_launch_and_an_event() {
-    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/calls-one-launch.txt");
     let name = "latency::a_batch_in_one_launch_is_a_launch_and_an_event";
-    let switches = [
-        ("BERTHIER_EMU_CALLS", file),
-        ("BERTHIER_EMU_STREAMS", "eager"),
-        ("BERTHIER_EMU_MULTIPROCESSORS", "3"),
-    ];
-    on_stand_in(name, &switches, || {
-        let found = calls_of_a_batch(&mut *small(&options(PersistentKernel::Always)), file);
-        let want = counted(&[("cuLaunchKernelEx", 1), ("cuEventRecord", 1), ("cuEventQuery", 1)]);
-        assert_eq!(found, want);
-    });
+    one_launch_is(name, "1", &[("cuLaunchKernelEx", 1), ("cuEventRecord", 1), ("cuEventQuery", 1)]);
 }
 
 #[test]
 fn where_kernels_do_not_reach_the_host_a_batch_in_one_launch_is_copied() {
-    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/calls-copied.txt");
     let name = "latency::where_kernels_do_not_reach_the_host_a_batch_in_one_launch_is_copied";
-    let switches = [
-        ("BERTHIER_EMU_CALLS", file),
-        ("BERTHIER_EMU_STREAMS", "eager"),
-        ("BERTHIER_EMU_MULTIPROCESSORS", "3"),
-        (MAPS, "0"),
-    ];
-    on_stand_in(name, &switches, || {
-        let found = calls_of_a_batch(&mut *small(&options(PersistentKernel::Always)), file);
-        let want = counted(&[
-            ("cuMemcpyHtoDAsync_v2", 1),
-            ("cuLaunchKernelEx", 1),
-            ("cuMemcpyDtoHAsync_v2", 1),
-            ("cuEventRecord", 1),
-            ("cuEventQuery", 1),
-        ]);
-        assert_eq!(found, want);
-    });
+    let copies = [("cuMemcpyHtoDAsync_v2", 1), ("cuMemcpyDtoHAsync_v2", 1)];
+    let rest = [("cuLaunchKernelEx", 1), ("cuEventRecord", 1), ("cuEventQuery", 1)];
+    one_launch_is(name, "0", &[&copies[..], &rest].concat());
 }
 
 /// Kernel by kernel: one stream if it is alone, else one for each kind of work.
@@ -130,12 +119,7 @@ fn a_batch_in_a_graph_is_a_launch_and_two_copies() {
 fn a_call_from_ids_is_a_launch_and_an_event_and_allocates_nothing() {
     let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/calls-embedder.txt");
     let name = "latency::a_call_from_ids_is_a_launch_and_an_event_and_allocates_nothing";
-    let switches = [
-        ("BERTHIER_EMU_CALLS", file),
-        ("BERTHIER_EMU_STREAMS", "eager"),
-        ("BERTHIER_EMU_MULTIPROCESSORS", "3"),
-    ];
-    on_stand_in(name, &switches, || {
+    on_stand_in(name, &counting_calls(file), || {
         let dir = fixtures().join("tiny/no-modules/model");
         let options = Options::new(dir.to_str().expect("a UTF-8 path")).device(Device::Cuda(0));
         let options = options.persistent_kernel(PersistentKernel::Always).precision(Precision::Fp16);

@@ -140,12 +140,12 @@ const fn hopper(
 }
 
 const fn few_rows(name: &'static str, rows: usize, stages: usize, dynamic_shared: usize) -> GemmTile {
-    let multiplier = Multiplier::FewRows { max_splits: MOST_CLUSTER };
+    let multiplier = Multiplier::FewRows { max_splits: PORTABLE_CLUSTER };
     GemmTile { name, block: [rows, 64, 64], stages, multiplier, threads: 160, dynamic_shared }
 }
 
-/// Blocks of a cluster at most.
-const MOST_CLUSTER: usize = 8;
+/// Blocks of a cluster on every GPU that has clusters; more have to be asked for.
+pub(super) const PORTABLE_CLUSTER: usize = 8;
 
 /// Every tile; what each is for stands beside it in `kernels/gemm.cu`, `kernels/gemm_hopper.cu` and `kernels/gemm_few_rows.cu`.
 pub const GEMM_TILES: [GemmTile; 14] = [
@@ -268,7 +268,7 @@ pub struct TileTable {
     /// Blocks a multiprocessor for each of [`GEMM_TILES`]; 0: it does not fit, or is not for this GPU.
     gemm_blocks: [usize; GEMM_TILES.len()],
     /// Clusters that run at once for each of [`GEMM_TILES`], by their size; 0: none can. Of size 1: blocks.
-    active_clusters: [[usize; MOST_CLUSTER + 1]; GEMM_TILES.len()],
+    active_clusters: [[usize; PORTABLE_CLUSTER + 1]; GEMM_TILES.len()],
     reduce_blocks: usize,
     reduce_threads: usize,
     /// What was measured on this GPU.
@@ -294,7 +294,7 @@ impl TileTable {
             gpu,
             element,
             gemm_blocks: [0; GEMM_TILES.len()],
-            active_clusters: [[0; MOST_CLUSTER + 1]; GEMM_TILES.len()],
+            active_clusters: [[0; PORTABLE_CLUSTER + 1]; GEMM_TILES.len()],
             reduce_blocks: 1,
             reduce_threads: 1,
             records,

@@ -3,7 +3,7 @@
 
 use super::super::image::{Manifest, fatbin};
 use super::super::persistent::{PERSISTENT_ENCODER, shared_bytes};
-use super::super::tiles::{Element, TileTable};
+use super::super::tiles::{Element, PORTABLE_CLUSTER, TileTable};
 use super::memory::{Called, Slice};
 use super::persistent;
 use cudarc::driver::sys::{self, CUfunction_attribute as FunctionAttribute};
@@ -90,9 +90,6 @@ impl From<bool> for Argument {
         Self::Int(i32::from(b))
     }
 }
-
-/// Blocks of a cluster on every GPU that has clusters; more have to be asked for.
-const PORTABLE_CLUSTER: usize = 8;
 
 struct Kernel {
     function: CudaFunction,
@@ -254,17 +251,9 @@ impl Kernels {
             Begin::WithPredecessor => self.wait,
             Begin::AllBlocks => true,
         };
-        let mut attributes = [in_clusters_of(cluster); 2];
-        let mut used = 0;
-        if wanted {
-            attributes[used] = sys::CUlaunchAttribute { id, pad: [0; 4], value };
-            used += 1;
-        }
-        if cluster > 1 {
-            attributes[used] = in_clusters_of(cluster);
-            used += 1;
-        }
-        let config = kernel.config(blocks, dynamic_shared, stream.cu_stream(), &mut attributes[..used]);
+        let mut attributes = [sys::CUlaunchAttribute { id, pad: [0; 4], value }, in_clusters_of(cluster)];
+        let used = &mut attributes[usize::from(!wanted)..1 + usize::from(cluster > 1)];
+        let config = kernel.config(blocks, dynamic_shared, stream.cu_stream(), used);
         let function = kernel.function.cu_function();
         // SAFETY: function and stream are of one context; the arguments are the caller's promise, and the driver copies
         // them before it returns

@@ -207,11 +207,14 @@ impl CudaBackend {
             partials: workspace.partials.all(),
             follows_kernel: Cell::new(false),
         };
-        if let Some(persistent) = persistent.as_ref().filter(|persistent| persistent.takes(batch)) {
+        let one_launch =
+            persistent.as_ref().and_then(|persistent| Some((persistent, persistent.team(batch)?)));
+        if let Some((persistent, team)) = one_launch {
             let shape = slot.plan_one_launch(batch);
             let route = if device.maps_host_memory { Route::Mapped } else { Route::InLine };
             let inputs = slot.upload(device, batch, shape, route)?;
-            if persistent.launch(&queue(), &batch.cu_seqlens, &inputs, slot.vectors(), batch.normalize)? {
+            let (cu_seqlens, vectors) = (&batch.cu_seqlens, slot.vectors());
+            if persistent.launch(&queue(), team, cu_seqlens, &inputs, vectors, batch.normalize)? {
                 return slot.download(device, result_len(&self.desc, batch));
             }
             device.compute.synchronize()?; // the batch is staged again
@@ -251,13 +254,13 @@ fn persistent_limits(
     options: &BackendOptions,
 ) -> Result<PersistentLimits> {
     let possible = shape.persistent && blocks(table, shape) > 0 && !options.batch_invariant;
-    let none = PersistentLimits { grid: 0, cluster: 0 };
-    match options.persistent_kernel {
-        PersistentKernel::Never => Ok(none),
-        PersistentKernel::Auto if possible => Ok(limits(table, shape, clusters, false)),
-        PersistentKernel::Auto => Ok(none),
-        PersistentKernel::Always if possible => Ok(limits(table, shape, clusters, true)),
-        PersistentKernel::Always => Err(Error::InvalidOption {
+    match (options.persistent_kernel, possible) {
+        (PersistentKernel::Never, _) | (PersistentKernel::Auto, false) => {
+            Ok(PersistentLimits { grid: 0, cluster: 0 })
+        }
+        (PersistentKernel::Auto, true) => Ok(limits(table, shape, clusters, false)),
+        (PersistentKernel::Always, true) => Ok(limits(table, shape, clusters, true)),
+        (PersistentKernel::Always, false) => Err(Error::InvalidOption {
             name: "persistent_kernel",
             message: match options.batch_invariant {
                 true => "always: its bits are not those of larger batches (batch_invariant)".into(),

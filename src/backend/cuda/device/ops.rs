@@ -431,19 +431,25 @@ impl Queue<'_> {
             ..epilogue(x, linear, after.activation, residual)
         });
         let tile = launch.tile;
-        if let Multiplier::Wgmma { cluster, .. } = tile.multiplier {
-            let [rows, columns, _] = tile.block.map(|size| size as u32);
-            let columns = columns / cluster as u32; // each block of a cluster loads its part of the weights
+        let maps = &self.products.maps;
+        let mapped_inputs = || {
+            let [rows, columns, _] = tile.block;
+            let columns = columns / tile.cluster(); // each block of a cluster loads its part of the weights
+            let x = maps.of(x.values, [m, k], [rows as u32, 64])?;
+            let weight = maps.of(linear.weight, [n, k], [columns as u32, 64])?;
+            Called::Ok([x, weight].map(Argument::TensorMap))
+        };
+        if let Multiplier::Wgmma { .. } = tile.multiplier {
+            let [x, weight] = mapped_inputs()?;
             let out_columns = if after.gated { n / 2 } else { n };
-            let maps = &self.products.maps;
             let map_out = maps.of(out, [m, out_columns], [16, if after.gated { 32 } else { 64 }])?;
             let map_residual = match residual.values.is_none() {
                 true => map_out,
                 false => maps.of(residual.values, [m, n], [16, 64])?,
             };
             let arguments = [
-                Argument::TensorMap(maps.of(x.values, [m, k], [rows, 64])?),
-                Argument::TensorMap(maps.of(linear.weight, [n, k], [columns, 64])?),
+                x,
+                weight,
                 Argument::TensorMap(map_residual),
                 Argument::TensorMap(map_out),
                 m.into(),
@@ -455,19 +461,9 @@ impl Queue<'_> {
             return unsafe { self.launch(tile.name, launch.grid, tile.dynamic_shared, &arguments) };
         }
         if let Multiplier::FewRows { .. } = tile.multiplier {
-            let [rows, columns, _] = tile.block.map(|size| size as u32);
-            let maps = &self.products.maps;
+            let [x, weight] = mapped_inputs()?;
             let [tiles, splits] = launch.grid;
-            let arguments = [
-                Argument::TensorMap(maps.of(x.values, [m, k], [rows, 64])?),
-                Argument::TensorMap(maps.of(linear.weight, [n, k], [columns, 64])?),
-                out.into(),
-                m.into(),
-                n.into(),
-                k.into(),
-                splits.into(),
-                epilogue,
-            ];
+            let arguments = [x, weight, out.into(), m.into(), n.into(), k.into(), splits.into(), epilogue];
             let grid = Grid { blocks: [tiles * splits, 1], cluster: splits };
             // SAFETY: lengths are checked above
             return unsafe { self.launch(tile.name, grid, tile.dynamic_shared, &arguments) };

@@ -1,7 +1,8 @@
 //! A small batch in one launch: the kernel's description of a model, made once, and its launch.
 //!
 //! Blocks wait for each other, so the launch is a cooperative one or in clusters, which the driver refuses where they do not all fit
-//! on the GPU at once; from then on, batches go kernel by kernel. A block that is lost would have the others wait for ever; `patience.rs` notices.
+//! on the GPU at once; from then on, batches go kernel by kernel. A block that is lost would have the others wait for ever;
+//! `patience.rs` notices.
 #![allow(unsafe_code, reason = "a launch, behind the checks of its lengths")]
 
 use super::super::persistent::{
@@ -180,18 +181,17 @@ impl PersistentEncoder {
         })
     }
 
-    /// Whether it computes this batch.
-    pub(super) fn takes(&self, batch: &PackedBatch) -> bool {
+    /// Who computes this batch; none: the kernel does not.
+    pub(super) fn team(&self, batch: &PackedBatch) -> Option<Team> {
         let fits = batch.total_tokens() <= self.most_tokens && batch.len() <= PERSISTENT_TOKENS;
-        let wanted =
-            batch.total_tokens() <= self.limits.grid || self.in_clusters(&batch.cu_seqlens).is_some();
-        !self.refused.get() && !batch.token_vectors && fits && wanted
-    }
-
-    /// The parts of a batch that goes to clusters.
-    fn in_clusters(&self, cu_seqlens: &[u32]) -> Option<Parts> {
-        let parts = Parts::new(cu_seqlens, self.clusters.most);
-        (parts.most_tokens(cu_seqlens) <= self.limits.cluster).then_some(parts)
+        if self.refused.get() || batch.token_vectors || !fits {
+            return None;
+        }
+        let parts = Parts::new(&batch.cu_seqlens, self.clusters.most);
+        if parts.most_tokens(&batch.cu_seqlens) <= self.limits.cluster {
+            return Some(Team::Clusters(parts));
+        }
+        (batch.total_tokens() <= self.limits.grid).then_some(Team::Grid)
     }
 
     /// What it takes, for people and as what tells devices apart.
@@ -210,6 +210,7 @@ impl PersistentEncoder {
     pub(super) fn launch(
         &self,
         queue: &Queue<'_>,
+        team: Team,
         cu_seqlens: &[u32],
         inputs: &Inputs,
         vectors: Slice<f32>,
@@ -226,16 +227,14 @@ impl PersistentEncoder {
         holds("cu_seqlens", tokens.cu_seqlens, sequences + 1);
         may_hold("left out tokens", left_out, sequences);
         holds("vectors", vectors, sequences * self.model.hidden as usize);
-        let in_clusters = self.in_clusters(cu_seqlens);
-        let grid = match &in_clusters {
-            Some(parts) => {
+        let (parts, grid) = match team {
+            Team::Grid => (Parts::one(cu_seqlens), [self.grid, 1].into()),
+            Team::Clusters(parts) => {
                 let cluster = self.clusters.blocks;
-                Grid { blocks: [parts.count * cluster, 1], cluster }
+                let blocks = [parts.count * cluster, 1];
+                (parts, Grid { blocks, cluster })
             }
-            None => [self.grid, 1].into(),
         };
-        let on_clusters = in_clusters.is_some();
-        let parts = in_clusters.unwrap_or_else(|| Parts::one(cu_seqlens));
         let batch = Batch {
             ids: [tokens.ids, tokens.positions, tokens.type_ids].map(Slice::address),
             cu_seqlens: tokens.cu_seqlens.address(),
@@ -244,7 +243,7 @@ impl PersistentEncoder {
             vectors: vectors.address(),
             normalize: i32::from(normalize),
             parts: int(parts.count),
-            in_clusters: i32::from(on_clusters),
+            in_clusters: i32::from(grid.cluster > 1),
             reserved: 0,
             begin: parts.begin.map(|sequence| part(sequence, cu_seqlens)),
         };
@@ -269,8 +268,15 @@ impl PersistentEncoder {
     }
 }
 
+/// Blocks that compute a batch.
+pub(super) enum Team {
+    Grid,
+    /// A cluster for each part.
+    Clusters(Parts),
+}
+
 /// Where the sequences of each part begin, and where those of the last one end.
-struct Parts {
+pub(super) struct Parts {
     count: usize,
     begin: [usize; MOST_CLUSTERS + 1],
 }
@@ -285,19 +291,17 @@ impl Parts {
     fn new(cu_seqlens: &[u32], most: usize) -> Self {
         let most = most.clamp(1, MOST_CLUSTERS);
         let total = cu_seqlens.last().copied().unwrap_or(0);
-        let least = total.div_ceil(most as u32);
+        let longest = cu_seqlens.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0);
+        let least = total.div_ceil(most as u32).max(longest);
         (least..total)
             .find_map(|tokens| Self::of_at_most(tokens, cu_seqlens).filter(|parts| parts.count <= most))
             .unwrap_or_else(|| Self::one(cu_seqlens))
     }
 
-    /// Each as large as so many tokens allow; none where a sequence has more, or there would be too many parts.
+    /// Each as large as so many tokens allow, no sequence having more; none if there would be too many parts.
     fn of_at_most(tokens: u32, cu_seqlens: &[u32]) -> Option<Self> {
         let mut parts = Self { count: 1, begin: [0; MOST_CLUSTERS + 1] };
         for (i, ends) in cu_seqlens.windows(2).enumerate() {
-            if ends[1] - ends[0] > tokens {
-                return None;
-            }
             if ends[1] - cu_seqlens[parts.begin[parts.count - 1]] > tokens {
                 if parts.count == MOST_CLUSTERS {
                     return None;
