@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
 
 use super::gemm::{Matrix, Panels, SharedMut, Storage, Tile};
-use super::generic::{LINE_BYTES, turn_lines};
+use super::generic::{Fetch, LINE_BYTES, part_bytes, parts};
 use crate::model::{Activation, Pooling};
 use std::cell::Cell;
 use std::ops::Range;
@@ -62,9 +62,6 @@ impl Drop for WidePanel {
     }
 }
 
-/// With so many rows or fewer the next panel's weights are not fetched while one is computed.
-const ROWS_BEFORE_NEXT: usize = 14;
-
 /// A tile of a product. Its contract: the pointers hold what `generic::gemm_tile` says, and nobody else touches `c`.
 type GemmTile = unsafe fn(&Tile);
 /// Makes a panel f32. Its contract: as many weights at the pointer as there are floats, which are whole steps of k.
@@ -72,8 +69,8 @@ type Widen = unsafe fn(*const u8, &mut [f32]);
 
 /// The tiles of weights in one storage.
 pub(super) struct GemmTiles {
-    /// Over one panel, by rows − 1.
-    pub(super) one: &'static [GemmTile],
+    /// Over one panel, by rows − 1 and [`Fetch`].
+    pub(super) one: &'static [[GemmTile; Fetch::COUNT]],
     /// Over so many panels side by side, by rows − 1. One to three rows have too few chains of multiply-adds in one panel,
     /// and memory gives more where it is read in several places: one row took 14 GB/s from one panel at a time, 25 from
     /// four; three rows 18, and 22 from two (Zen 3).
@@ -149,7 +146,8 @@ impl Kernels {
         }
         let stored = &self.gemm_tiles[w.storage as usize];
         let widens = w.storage != Storage::F32 && rows.len() >= ROWS_TO_WIDEN;
-        let tiles = if widens { &self.gemm_tiles[Storage::F32 as usize] } else { stored };
+        let read = if widens { Storage::F32 } else { w.storage };
+        let tiles = &self.gemm_tiles[read as usize];
         let (mr, nr, k) = (tiles.one.len(), self.nr, w.k);
         let panel_bytes = k * nr * w.storage.bytes();
         let mut wide = widens.then(|| WidePanel::new(k * nr));
@@ -172,17 +170,29 @@ impl Kernels {
         assert!(scale.is_empty() || scale.len() >= rows.end, "a scale for each row");
 
         let blocks = rows.len().div_ceil(mr);
-        // While one panel is computed the next comes from the level 3 cache or from memory, a line of each turn for each
-        // block of rows: without, its first block waits for it. Few rows are done with a panel before such a line is
-        // there, and read on from where they are: four took a third less time without these lines.
-        let lines = turn_lines(nr * w.storage.bytes());
-        let soon = widens || rows.len() <= ROWS_BEFORE_NEXT;
-        let ahead = |block: usize| if soon { 0 } else { panel_bytes + block % lines * LINE_BYTES };
+        // While one panel is computed the next comes from the level 3 cache or from memory, in parts that the first blocks of
+        // rows fetch, line behind line: then the processor sees a stream, and fetches ahead of it itself. On Zen 3, with 16
+        // rows and weights from memory, the same lines one of each four at a time took 1.17 times as long.
+        let row_bytes = nr * read.bytes();
+        let parts = parts(row_bytes);
+        let fetch = |panel: usize, block: usize| {
+            let cold = panel == panels.start; // nobody fetched it: its first block does
+            if blocks == 1 || cold && block == 0 {
+                return (Fetch::Own, 0, 1);
+            }
+            let (nth, fetchers) = (block - usize::from(cold), parts.min(blocks - usize::from(cold)));
+            let first = parts * nth / fetchers;
+            if panel + 1 == panels.end || nth >= fetchers || first * part_bytes(row_bytes, k) >= panel_bytes {
+                return (Fetch::Nothing, 0, 1);
+            }
+            (Fetch::Later, first * part_bytes(row_bytes, k), (parts * (nth + 1) / fetchers - first).min(2))
+        };
         let few = tiles.several.get(rows.len() - 1);
         let mut panel = panels.start;
         while panel < panels.end {
             let column = panel * nr;
             let mut b = w.data.as_ptr().cast::<u8>().wrapping_add(panel * panel_bytes);
+            let behind = b.wrapping_add(panel_bytes);
             if let Some(wide) = &mut wide {
                 let floats = wide.floats();
                 // SAFETY: the panel has k · nr weights (asserted above), as many as there are floats
@@ -195,13 +205,15 @@ impl Kernels {
             let mut row = rows.start;
             for block in 0..blocks {
                 let height = (rows.end - row).div_ceil(blocks - block);
+                let (fetched, first_part, next_parts) = fetch(panel, block);
                 let tile = Tile {
                     k,
                     a: a.row(row).as_ptr(),
                     a_stride: a.stride,
                     b,
                     b_stride: panel_bytes,
-                    ahead: ahead(block),
+                    next: behind.wrapping_add(first_part),
+                    next_parts,
                     factors: from(w.factors, column),
                     bias: from(bias, column),
                     scale: from(scale, row),
@@ -211,7 +223,7 @@ impl Kernels {
                     c_stride: out.stride(),
                     columns: (count * nr).min(columns.end - column),
                 };
-                let run = several.map_or(tiles.one[height - 1], |&(_, run)| run);
+                let run = several.map_or(tiles.one[height - 1][fetched as usize], |&(_, run)| run);
                 // SAFETY: `height` rows of `a` and `out` from `row`, `k · nr` weights of each panel and the
                 // epilogue's floats are there (asserted above); the caller keeps others off this part of `out`
                 unsafe { run(&tile) };
@@ -333,9 +345,11 @@ macro_rules! instantiate {
             use $crate::backend::cpu::{generic, gemm::Tile};
             use $crate::model::{Activation, Pooling};
             $(#[$attr])*
-            pub(super) unsafe fn gemm_tile<S: generic::Stored<$token>, const MR: usize, const NP: usize>(tile: &Tile) {
+            pub(super) unsafe fn gemm_tile<
+                S: generic::Stored<$token>, const MR: usize, const NP: usize, const FETCH: usize,
+            >(tile: &Tile) {
                 // SAFETY: the same contract
-                unsafe { generic::gemm_tile::<_, S, MR, NP>($token::new(), tile) }
+                unsafe { generic::gemm_tile::<_, S, MR, NP, FETCH>($token::new(), tile) }
             }
             $(#[$attr])*
             pub(super) unsafe fn widen<S: generic::Stored<$token>>(panel: *const u8, wide: &mut [f32]) {
@@ -390,6 +404,13 @@ macro_rules! instantiate {
             }
         }
 
+        /// What the blocks of rows fetch that have nothing of a later panel to fetch.
+        const REPEATED: usize = if <$token as Vector>::FETCHES_AGAIN {
+            $crate::backend::cpu::generic::Fetch::Own as usize
+        } else {
+            $crate::backend::cpu::generic::Fetch::Nothing as usize
+        };
+
         /// The kernels of this instruction set.
         pub(in $crate::backend::cpu) static KERNELS: Kernels = Kernels {
             name: $name,
@@ -411,13 +432,21 @@ macro_rules! instantiate {
 }
 pub(super) use instantiate;
 
-/// The tiles of one storage, of the heights `$mr`, and of `$rows` over `$panels` panels.
+/// The tiles of one storage, of the heights `$low` and `$mr`, and of `$rows` over `$panels` panels. Heights below half of the
+/// greatest stand alone, for blocks are even: they always fetch their own panel.
 macro_rules! gemm_tiles {
-    ($storage:ident [$($mr:literal)*] [$($rows:literal x $panels:literal),*]) => {{
-        use $crate::backend::cpu::generic::$storage;
+    ($storage:ident [$($low:literal)*; $($mr:literal)*] [$($rows:literal x $panels:literal),*]) => {{
+        use $crate::backend::cpu::generic::{Fetch, $storage};
         $crate::backend::cpu::kernels::GemmTiles {
-            one: &[$(compiled::gemm_tile::<$storage, $mr, 1>),*],
-            several: &[$(($panels, compiled::gemm_tile::<$storage, $rows, $panels>)),*],
+            one: &[
+                $([compiled::gemm_tile::<$storage, $low, 1, { Fetch::Own as usize }>; Fetch::COUNT],)*
+                $([
+                    compiled::gemm_tile::<$storage, $mr, 1, { REPEATED }>,
+                    compiled::gemm_tile::<$storage, $mr, 1, { Fetch::Later as usize }>,
+                    compiled::gemm_tile::<$storage, $mr, 1, { Fetch::Own as usize }>,
+                ]),*
+            ],
+            several: &[$(($panels, compiled::gemm_tile::<$storage, $rows, $panels, { Fetch::Nothing as usize }>)),*],
             widen: compiled::widen::<$storage>,
         }
     }};

@@ -28,7 +28,7 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
 impl Vector for Portable {
     type F = [f32; 4];
     const LANES: usize = 4;
-    const PREFETCH_BYTES: usize = 0;
+    const FETCHES_AGAIN: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -135,4 +135,4 @@ impl Vector for Portable {
 
 // 4 × 8: eight accumulators of the sixteen registers that SSE2 has, two of weights, one of activations, and products on their
 // way to a sum. Five and six rows were no faster (Zen 3). Weights are in f32: the baseline has no instruction that reads f16.
-instantiate!(Portable, "portable", [F32 [1 2 3 4] [1 x 4, 2 x 2]],);
+instantiate!(Portable, "portable", [F32 [1; 2 3 4] [1 x 4, 2 x 2]],);

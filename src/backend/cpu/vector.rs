@@ -12,8 +12,8 @@ pub(super) trait Vector: Copy {
     const LANES: usize;
     /// Whether a table of sixteen fits a register, for `lookup`.
     const LOOKS_UP: bool = false;
-    /// How far ahead a product fetches weights of the panel that it reads, where it has more than a few rows.
-    const PREFETCH_BYTES: usize;
+    /// Whether a product fetches the panel that it reads ahead in every block of rows, or only where there is one.
+    const FETCHES_AGAIN: bool;
 
     fn splat(self, x: f32) -> Self::F;
 

@@ -28,8 +28,10 @@ pub(super) struct Tile {
     pub(super) b: *const u8,
     /// Bytes from one panel to the next.
     pub(super) b_stride: usize,
-    /// Bytes from each line of the panel to one that a later call needs.
-    pub(super) ahead: usize,
+    /// Where the parts of a later call's panel lie that the tile fetches, if it does; anywhere
+    pub(super) next: *const u8,
+    /// One or two of them, one behind the other.
+    pub(super) next_parts: usize,
     /// `[columns]`, to whole panels, or null
     pub(super) factors: *const f32,
     /// As the factors

@@ -10,9 +10,35 @@ const UNROLL: usize = 4;
 
 pub(in super::super) const LINE_BYTES: usize = 64;
 
-/// Cache lines of a panel between two looks at the loop counter; `row_bytes` are those of a step of k.
-pub(in super::super) const fn turn_lines(row_bytes: usize) -> usize {
-    (UNROLL * row_bytes).div_ceil(LINE_BYTES)
+/// Cache lines that a part of a panel has for each turn of the loop over k; `row_bytes` are those of a step.
+const fn part_lines(row_bytes: usize) -> usize {
+    let lines = (UNROLL * row_bytes).div_ceil(LINE_BYTES);
+    if lines < 4 { 1 } else { lines / 4 }
+}
+
+/// Parts that a panel is fetched in: four, or as many as there are lines in a turn.
+pub(in super::super) const fn parts(row_bytes: usize) -> usize {
+    (UNROLL * row_bytes).div_ceil(LINE_BYTES * part_lines(row_bytes))
+}
+
+/// Bytes of one of them.
+pub(in super::super) const fn part_bytes(row_bytes: usize, k: usize) -> usize {
+    k.div_ceil(UNROLL) * part_lines(row_bytes) * LINE_BYTES
+}
+
+/// Weights that a tile brings near while it computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(in super::super) enum Fetch {
+    Nothing,
+    /// Parts of a later call's panel.
+    Later,
+    /// Those of its own panel, where no call before could.
+    Own,
+}
+
+impl Fetch {
+    pub(in super::super) const COUNT: usize = 3;
 }
 
 /// Vectors of a step of k in a panel.
@@ -84,6 +110,9 @@ pub(in super::super) unsafe fn widen<V: Vector, S: Stored<V>>(v: V, panel: *cons
     }
 }
 
+/// How far ahead a tile fetches its own panel (Zen 3, four rows, weights from memory: 20 GB/s at 2 KiB, 17 at 8).
+const OWN_BYTES: usize = 2048;
+
 /// The most rows of a tile on any instruction set.
 const MOST_ROWS: usize = 14;
 
@@ -105,7 +134,7 @@ macro_rules! each_row {
 
 pub(super) use each_row;
 
-/// c\[MR, columns\] = epilogue(a\[MR, k\] · b\[k, NP · NR\]), NR = two vectors.
+/// c\[MR, columns\] = epilogue(a\[MR, k\] · b\[k, NP · NR\]), NR = two vectors. `FETCH` is a [`Fetch`].
 ///
 /// `a` is read by broadcasts from MR rows `a_stride` apart, `b` is NP panels of packed weights, the MR × NP × 2
 /// accumulators stay in registers over all of k. Every element of the product is
@@ -121,7 +150,13 @@ pub(super) use each_row;
 /// Columns are NP · NR, or fewer if NP is 1.
 #[inline(always)]
 #[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
-pub(in super::super) unsafe fn gemm_tile<V: Vector, S: Stored<V>, const MR: usize, const NP: usize>(
+pub(in super::super) unsafe fn gemm_tile<
+    V: Vector,
+    S: Stored<V>,
+    const MR: usize,
+    const NP: usize,
+    const FETCH: usize,
+>(
     v: V,
     t: &Tile,
 ) {
@@ -135,10 +170,12 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, S: Stored<V>, const MR: usiz
         t.a.wrapping_add(8 * t.a_stride),
         t.a.wrapping_add(12 * t.a_stride),
     ];
-    let (mut b, b_stride, ahead) = (t.b, t.b_stride, t.ahead);
+    let (mut b, b_stride, mut next) = (t.b, t.b_stride, t.next);
     let (stride, stride3) = (t.a_stride, 3 * t.a_stride);
     let nr = NV * V::LANES;
     let row_bytes = nr * S::BYTES;
+    let all_parts = t.next_parts * part_lines(row_bytes) * LINE_BYTES; // in a turn
+    let second_part = all_parts - part_lines(row_bytes) * LINE_BYTES;
 
     /// One step of k, `$u` behind `a` and `b`.
     macro_rules! step {
@@ -189,18 +226,20 @@ pub(in super::super) unsafe fn gemm_tile<V: Vector, S: Stored<V>, const MR: usiz
         for p in &mut a[..MR.div_ceil(4)] {
             *p = v.opaque(*p);
         }
-        if NP == 1 {
-            // in the panel, or in the next: what the latency of the cache behind takes, and more. Few rows are sooner there,
-            // but they read from memory, where nearer was better (four rows: 20 GB/s at 2 KiB, 17 at 8)
-            let near = if MR > 4 { V::PREFETCH_BYTES } else { 2048 };
+        if NP == 1 && (FETCH == Fetch::Own as usize || V::FETCHES_AGAIN) {
             // a line of each step, or each line: of wider steps the processor fetches the other line itself
             let apart = row_bytes.max(LINE_BYTES);
             for i in 0..UNROLL * row_bytes / apart {
-                v.prefetch(b.wrapping_add(near + i * apart).cast());
+                v.prefetch(b.wrapping_add(OWN_BYTES + i * apart).cast());
             }
-            // one line of a turn's: fewer blocks than that leave some of the next panel out, more repeat some. Four lines
-            // for tiles of up to eight rows, which would fetch all of it, cost 7% with one text of 16 tokens.
-            v.prefetch_far(b.wrapping_add(ahead).cast());
+        }
+        if FETCH == Fetch::Later as usize {
+            // of one part the same lines twice
+            for i in 0..part_lines(row_bytes) {
+                v.prefetch_far(next.wrapping_add(i * LINE_BYTES).cast());
+                v.prefetch_far(next.wrapping_add(second_part + i * LINE_BYTES).cast());
+            }
+            next = next.wrapping_add(all_parts);
         }
         step!(0);
         step!(1);

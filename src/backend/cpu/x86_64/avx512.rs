@@ -21,7 +21,7 @@ impl Vector for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
     const LOOKS_UP: bool = true;
-    const PREFETCH_BYTES: usize = 2048;
+    const FETCHES_AGAIN: bool = true;
 
     op!(splat(x: f32) -> __m512, _mm512_set1_ps(x));
 
@@ -100,9 +100,9 @@ instantiate!(
     Avx512,
     "avx512",
     [
-        F32 [1 2 3 4 5 6 7 8 9 10 11 12 13 14] [1 x 4, 2 x 2, 3 x 2]
-        F16 [1 2 3 4 5 6 7 8 9 10 11 12 13] [1 x 4, 2 x 2, 3 x 2]
-        Bf16 [1 2 3 4 5 6 7 8 9 10 11 12 13] [1 x 4, 2 x 2, 3 x 2]
+        F32 [1 2 3 4 5 6; 7 8 9 10 11 12 13 14] [1 x 4, 2 x 2, 3 x 2]
+        F16 [1 2 3 4 5 6; 7 8 9 10 11 12 13] [1 x 4, 2 x 2, 3 x 2]
+        Bf16 [1 2 3 4 5 6; 7 8 9 10 11 12 13] [1 x 4, 2 x 2, 3 x 2]
     ],
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 );
