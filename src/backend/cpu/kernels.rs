@@ -174,18 +174,24 @@ impl Kernels {
         // rows fetch, line behind line: then the processor sees a stream, and fetches ahead of it itself. On Zen 3, with 16
         // rows and weights from memory, the same lines one of each four at a time took 1.17 times as long.
         let row_bytes = nr * read.bytes();
-        let parts = parts(row_bytes);
+        let (parts, part_bytes) = (parts(row_bytes), part_bytes(row_bytes, k));
         let fetch = |panel: usize, block: usize| {
             let cold = panel == panels.start; // nobody fetched it: its first block does
-            if blocks == 1 || cold && block == 0 {
-                return (Fetch::Own, 0, 1);
+            let (nth, fetchers) =
+                (block.wrapping_sub(usize::from(cold)), parts.min(blocks - usize::from(cold)));
+            if w.in_cache {
+                (Fetch::Nothing, 0, 1)
+            } else if blocks == 1 || cold && block == 0 {
+                (Fetch::Own, 0, 1)
+            } else if panel + 1 == panels.end || nth >= fetchers {
+                (Fetch::Nothing, 0, 1)
+            } else {
+                let cut = |nth: usize| (parts * nth) as u32 / fetchers as u32;
+                let first = cut(nth) as usize * part_bytes;
+                // of panels that are made f32, a part is two of those in memory
+                let what = if first < panel_bytes { Fetch::Later } else { Fetch::Nothing };
+                (what, first, (cut(nth + 1) - cut(nth)).min(2) as usize)
             }
-            let (nth, fetchers) = (block - usize::from(cold), parts.min(blocks - usize::from(cold)));
-            let first = parts * nth / fetchers;
-            if panel + 1 == panels.end || nth >= fetchers || first * part_bytes(row_bytes, k) >= panel_bytes {
-                return (Fetch::Nothing, 0, 1);
-            }
-            (Fetch::Later, first * part_bytes(row_bytes, k), (parts * (nth + 1) / fetchers - first).min(2))
         };
         let few = tiles.several.get(rows.len() - 1);
         let mut panel = panels.start;

@@ -175,11 +175,14 @@ pub(super) struct Panels<'a> {
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) nr: usize,
+    /// Whether they were written just now, so that nothing has to be fetched ahead.
+    pub(super) in_cache: bool,
 }
 
 impl<'a> Panels<'a> {
+    /// That were packed for one use.
     pub(super) fn of_f32(data: &'a [f32], n: usize, k: usize, nr: usize) -> Self {
-        Self { data, storage: Storage::F32, factors: &[], n, k, nr }
+        Self { data, storage: Storage::F32, factors: &[], n, k, nr, in_cache: true }
     }
 }
 

@@ -62,7 +62,7 @@ impl Linear {
 
     pub(in super::super) fn panels(&self) -> Panels<'_> {
         let Self { panels, storage, factors, n, k, nr, .. } = self;
-        Panels { data: panels, storage: *storage, factors, n: *n, k: *k, nr: *nr }
+        Panels { data: panels, storage: *storage, factors, n: *n, k: *k, nr: *nr, in_cache: false }
     }
 
     /// Padded to whole panels.
