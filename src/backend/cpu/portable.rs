@@ -25,6 +25,12 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// 2ⁿ for n from −126 to 127; some number or other for others.
+#[inline(always)]
+fn pow2(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
+}
+
 impl Vector for Portable {
     type F = [f32; 4];
     const LANES: usize = 4;
@@ -111,9 +117,13 @@ impl Vector for Portable {
         zip(a, n, |a, n| {
             let n = n as i32;
             let half = n >> 1;
-            let pow2 = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
             a * pow2(half) * pow2(n - half)
         })
+    }
+
+    #[inline(always)]
+    fn scale2_down(self, a: Self::F, n: Self::F) -> Self::F {
+        zip(a, n, |a, n| a * pow2(n as i32))
     }
 
     #[inline(always)]

@@ -784,6 +784,23 @@ fn softmax_matches_reference() {
     });
 }
 
+/// Of all numbers that are not above 0, softmax takes the exponentials that `exp` gives.
+#[test]
+fn softmax_has_the_bits_of_exp() {
+    let edges = [0.0, -0.0, f32::NEG_INFINITY, f32::MIN, -87.336_54, -87.336_55, -88.0];
+    let x: Vec<f32> = sweep(1e-10, 1e3).filter(|&x| x < 0.0).chain(edges).collect();
+    each_isa(|isa, kernels| {
+        let mut want = x.clone();
+        kernels.exp(&mut want);
+        let mut y = x.clone();
+        y.resize(x.len().next_multiple_of(kernels.nr), 0.0);
+        kernels.softmax(&mut y, x.len());
+        for ((x, y), want) in x.iter().zip(&y).zip(&want) {
+            assert_eq!(y.to_bits(), want.to_bits(), "{isa} {x}: {y}, {want}");
+        }
+    });
+}
+
 #[test]
 fn softmax_rows_of_nan_stay_nan() {
     each_isa(|isa, kernels| {

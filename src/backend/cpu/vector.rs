@@ -53,6 +53,8 @@ pub(super) trait Vector: Copy {
     fn round(self, a: Self::F) -> Self::F;
     /// a · 2ⁿ for integer-valued n from −126 to 128 and a in [0.5, 2).
     fn scale2(self, a: Self::F, n: Self::F) -> Self::F;
+    /// As `scale2`, for n up to 0.
+    fn scale2_down(self, a: Self::F, n: Self::F) -> Self::F;
     /// `a < b ? x : y`.
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// `table[i]`, where i is the lowest four bits of each lane's bit pattern.

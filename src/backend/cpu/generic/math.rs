@@ -20,6 +20,21 @@ const EXP: [f32; 5] = [4.999_999_4e-1, 1.666_652e-1, 4.166_84e-2, 8.368_851e-3, 
 pub(super) fn exp<V: Vector>(v: V, x: V::F) -> V::F {
     // the constant comes first: `max` and `min` return their second argument for NaN
     let c = v.min(v.splat(EXP_HIGH), v.max(v.splat(EXP_LOW), x));
+    let (fraction, n) = exp_parts(v, c);
+    let y = v.select_lt(x, v.splat(EXP_LOW), v.splat(0.0), v.scale2(fraction, n));
+    v.select_lt(v.splat(EXP_HIGH), x, v.splat(f32::INFINITY), y)
+}
+
+/// The bits of `exp` where x is not above 0, for two thirds of its instructions; some number or other elsewhere.
+#[inline(always)]
+pub(super) fn exp_to_1<V: Vector>(v: V, x: V::F) -> V::F {
+    let (fraction, n) = exp_parts(v, v.max(v.splat(EXP_LOW), x));
+    v.select_lt(x, v.splat(EXP_LOW), v.splat(0.0), v.scale2_down(fraction, n))
+}
+
+/// y and n with eᶜ = y · 2ⁿ.
+#[inline(always)]
+fn exp_parts<V: Vector>(v: V, c: V::F) -> (V::F, V::F) {
     let n = v.round(v.mul(c, v.splat(LOG2_E)));
     let r = v.neg_mul_add(n, v.splat(LN2_HIGH), c);
     let r = v.neg_mul_add(n, v.splat(LN2_LOW), r);
@@ -27,10 +42,7 @@ pub(super) fn exp<V: Vector>(v: V, x: V::F) -> V::F {
     for i in [3, 2, 1, 0] {
         p = v.mul_add(p, r, v.splat(EXP[i]));
     }
-    let one_plus = v.add(v.mul_add(v.mul(p, r), r, r), v.splat(1.0));
-    let y = v.scale2(one_plus, n);
-    let y = v.select_lt(x, v.splat(EXP_LOW), v.splat(0.0), y);
-    v.select_lt(v.splat(EXP_HIGH), x, v.splat(f32::INFINITY), y)
+    (v.add(v.mul_add(v.mul(p, r), r, r), v.splat(1.0)), n)
 }
 
 /// Φ(−t) in sixteen segments, for t from 0 to 6: around each centre a polynomial of the distance from it, a row for each

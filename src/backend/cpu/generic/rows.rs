@@ -1,7 +1,7 @@
 //! Kernels over one row: layernorm, softmax, pooling, normalisation. Bound by the caches, not by arithmetic.
 
 use super::super::vector::Vector;
-use super::math::exp;
+use super::math::exp_to_1;
 use crate::model::Pooling;
 
 /// Σ x, in four interleaved partial sums: an order that depends on the length only.
@@ -121,7 +121,7 @@ pub(in super::super) fn softmax<V: Vector>(v: V, scores: &mut [f32], n: usize) -
     for c in scores.chunks_exact_mut(2 * V::LANES) {
         for i in 0..2 {
             let c = &mut c[i * V::LANES..];
-            let e = exp(v, v.sub(v.load(c), m));
+            let e = exp_to_1(v, v.sub(v.load(c), m));
             acc[i] = v.add(acc[i], e);
             v.store(e, c);
         }

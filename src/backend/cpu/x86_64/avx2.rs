@@ -60,6 +60,10 @@ impl Vector for Avx2 {
         let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
         _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))
     });
+    op!(scale2_down(a: __m256, n: __m256) -> __m256, {
+        let power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(power)))
+    });
     op!(select_lt(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256,
         _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)));
     op!(sum(a: __m256) -> f32, {

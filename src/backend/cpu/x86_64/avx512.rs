@@ -54,6 +54,7 @@ impl Vector for Avx512 {
     op!(round(a: __m512) -> __m512,
         _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
     op!(scale2(a: __m512, n: __m512) -> __m512, _mm512_scalef_ps(a, n));
+    op!(scale2_down(a: __m512, n: __m512) -> __m512, _mm512_scalef_ps(a, n));
     op!(select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512,
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x));
     op!(lookup(table: &[f32; 16], at: __m512) -> __m512,
