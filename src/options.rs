@@ -108,8 +108,8 @@ impl Options {
         self
     }
 
-    /// Whether a GPU computes a small batch in one launch, by a kernel whose blocks stay. Default: where that is predicted to be
-    /// faster. The vectors are as near to the exact ones, and not the same to the bit.
+    /// Whether a GPU computes a small batch in one launch, by a kernel whose blocks stay. Default: where that was measured to be
+    /// faster or, on other GPUs, is predicted to be. The vectors are as near to the exact ones, and not the same to the bit.
     pub fn persistent_kernel(mut self, persistent_kernel: PersistentKernel) -> Self {
         self.persistent_kernel = persistent_kernel;
         self

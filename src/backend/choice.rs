@@ -175,18 +175,24 @@ impl FromStr for Precision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PersistentKernel {
-    /// Up to the tokens of a batch for which it is predicted to be faster; not where bits may not depend on the batch.
+    /// Up to the tokens of a batch for which it was measured to be faster on such a GPU, else is predicted to be; not where bits may
+    /// not depend on the batch.
     #[default]
     Auto,
     /// For every batch that it takes. A model that it does not compute is an error.
     Always,
+    /// As `Always`, on all of the GPU whatever the batch: for measurements.
+    Grid,
+    /// As `Always`, with a cluster of multiprocessors for each share of the texts whatever the batch: for measurements. A GPU without
+    /// clusters is an error.
+    Clusters,
     /// For none.
     Never,
 }
 
 impl PersistentKernel {
     /// All that can be asked for.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Always, Self::Never];
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Always, Self::Grid, Self::Clusters, Self::Never];
 }
 
 impl fmt::Display for PersistentKernel {
@@ -194,6 +200,8 @@ impl fmt::Display for PersistentKernel {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Always => "always",
+            Self::Grid => "grid",
+            Self::Clusters => "clusters",
             Self::Never => "never",
         })
     }
@@ -204,7 +212,8 @@ impl FromStr for PersistentKernel {
 
     fn from_str(s: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|p| p.to_string() == s).ok_or_else(|| {
-            let message = format!("'{s}': one of auto, always, never");
+            let names: Vec<_> = Self::ALL.iter().map(Self::to_string).collect();
+            let message = format!("'{s}': one of {}", names.join(", "));
             Error::InvalidOption { name: "persistent_kernel", message }
         })
     }
@@ -259,7 +268,13 @@ mod tests {
         for choice in PersistentKernel::ALL {
             assert_eq!(choice.to_string().parse::<PersistentKernel>().unwrap(), choice);
         }
-        assert!("often".parse::<PersistentKernel>().unwrap_err().to_string().contains("auto, always, never"));
+        assert!(
+            "often"
+                .parse::<PersistentKernel>()
+                .unwrap_err()
+                .to_string()
+                .contains("auto, always, grid, clusters, never")
+        );
         assert!("fp8".parse::<Precision>().unwrap_err().to_string().contains("auto, fp32, fp16, bf16, int8"));
     }
 }

@@ -87,8 +87,12 @@ pub(crate) struct ModelArgs {
     /// Launch each CUDA kernel by itself, also where a small batch's would go as one graph; for tools that look at kernels
     #[arg(long, env = "BERTHIER_NO_CUDA_GRAPHS", help_heading = MODEL)]
     pub(crate) no_cuda_graphs: bool,
-    /// Compute a small batch on a GPU in one launch, by a kernel whose blocks stay: auto (where that is predicted to be faster),
-    /// always (a model that it does not compute is an error) or never; the vectors differ in their last bits
+    /// Compute a small batch on a GPU in one launch, by a kernel whose blocks stay: auto (where that was measured or, on other GPUs,
+    /// is predicted to be faster), always (a model that it does not compute is an error) or never; the vectors differ in their
+    /// last bits
+    ///
+    /// For measurements also grid (always, on all of the GPU) and clusters (always, with a cluster of multiprocessors for each share of
+    /// the texts; a GPU without clusters is an error).
     #[arg(long, env = "BERTHIER_PERSISTENT_KERNEL", help_heading = MODEL, default_value_t)]
     pub(crate) persistent_kernel: PersistentKernel,
     /// Instruction set of the CPU kernels: portable, avx2 or avx512; asks for the CPU where --device is auto

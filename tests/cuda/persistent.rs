@@ -269,6 +269,50 @@ fn texts_go_to_clusters_where_there_are_any() {
     assert!(vectors.windows(2).all(|pair| pair[0] == pair[1]), "the same bits on every team");
 }
 
+/// Whatever is predicted of the batch: a long text in a cluster, several short ones on the grid.
+#[test]
+fn teams_are_taken_as_asked_for() {
+    let trace = concat!(env!("CARGO_TARGET_TMPDIR"), "/persistent-teams.txt");
+    for gpu in ["90", "80"] {
+        let switches = [
+            ("BERTHIER_EMU_TRACE", trace),
+            ("BERTHIER_EMU_MULTIPROCESSORS", "36"),
+            ("BERTHIER_EMU_ARCH", gpu),
+        ];
+        on_stand_in("persistent::teams_are_taken_as_asked_for", &switches, || {
+            let _ = std::fs::remove_file(trace);
+            let desc = ModelDesc { num_hidden_layers: 1, ..desc() };
+            let has_clusters = std::env::var("BERTHIER_EMU_ARCH").expect("a switch of this test") == "90";
+            // blocks of a text, and of two
+            let teams =
+                [(PersistentKernel::Grid, [None; 2]), (PersistentKernel::Clusters, [Some(16), Some(32)])];
+            for (kernel, of_clusters) in teams {
+                if of_clusters[0].is_some() && !has_clusters {
+                    let refused = open(Device::Cuda(0), &desc, &Weights::random(&desc, 7), &options(kernel));
+                    let error = refused.err().expect("refused").to_string();
+                    assert!(error.contains("clusters: this GPU has no clusters"), "{error}");
+                    continue;
+                }
+                let mut cuda = backend(&desc, &options(kernel));
+                for (lengths, blocks) in [&[150][..], &[9, 12]].into_iter().zip(of_clusters) {
+                    let before = ran_lines(trace).len();
+                    matches_reference(&desc, &mut *cuda, lengths, 4e-3);
+                    let launches = ran_lines(trace).split_off(before);
+                    assert!(!launches.is_empty());
+                    for launch in launches {
+                        assert!(launch.starts_with("persistent_encoder"), "{launch}");
+                        assert_eq!(launch.contains(" cluster "), blocks.is_some(), "{launch}");
+                        assert!(
+                            blocks.is_none_or(|n| launch.contains(&format!("grid {n},1,1 "))),
+                            "{launch}"
+                        );
+                    }
+                }
+            }
+        });
+    }
+}
+
 /// Lines of the trace: kernels with their launches.
 fn ran_lines(trace: &str) -> Vec<String> {
     std::fs::read_to_string(trace).unwrap_or_default().lines().map(str::to_owned).collect()

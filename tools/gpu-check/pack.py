@@ -15,7 +15,7 @@ from run import TESTS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SCRIPTS = ["gpu-check", "run.py", "report.py", "bert.py", "agree.py", "rivals.py", "tiles.py", "README.md"]
+SCRIPTS = ["gpu-check", "run.py", "report.py", "bert.py", "agree.py", "rivals.py", "recorded.py", "README.md"]
 # of a corpus, every so many-th line
 EVERY = 2
 

@@ -18,6 +18,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import bert  # noqa: E402
+import recorded  # noqa: E402
 from agree import Command, emit, write_texts  # noqa: E402
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"
@@ -395,18 +396,41 @@ class Benchmark:
             self.speed(f"{length} tokens, from ids", "torch.compile(max-autotune) fp16", rows * 20, rows * 20 * length, seconds_of(run, 5, 2), f"batch {rows}; compiled in {took:.0f} s")
 
     def latency(self):
+        """Small batches kernel by kernel, as graphs, and in one launch on the grid and in clusters: what recorded.py makes limits of."""
+        lengths, samples = (LENGTHS[:1], 20) if self.quick else ([16, 32, 64, 128], 500)
+        for shape in [None] if self.quick else [None, "bert-base", "bert-large"]:
+            name, folder = (f"random {shape}", self.work / shape) if shape else ("all-MiniLM-L6-v2", self.pack / "model")
+            if shape and self.left() < 60:
+                self.left_out.append(f"latency of {name}")
+                continue
+            if shape and not folder.exists():
+                bert.make_random_model(folder, shape, self.pack / "model", ON)
+            config = json.loads((folder / "config.json").read_text())
+            sizes = [config[f"{of}_size"] for of in ("hidden", "intermediate")] + [config[f"num_{of}"] for of in ("hidden_layers", "attention_heads")]
+            for way in recorded.WAYS:
+                emit(berthier=f"latency of {name}", sizes=sizes, one_launch=way, said=self.our_latency(name, folder, way, lengths, samples))
+            samples = 100  # the others are slower, and need no p99
+
+    def our_latency(self, name, folder, way, lengths, samples):
+        flags = ["--lengths", ",".join(map(str, lengths)), "--batch-sizes", "1,2,4,8", "--samples", samples, "--persistent-kernel", way, *self.command.flags(folder, "fp16")]
+        try:
+            said = json.loads(self.command.call(["bench", "latency", "--json", *flags], max(30, self.left())))
+        except RuntimeError as e:
+            if "this GPU has no clusters" not in str(e):
+                raise
+            emit(note=f"latency of {name}: {str(e).split('error: ')[-1].strip()}")
+            return {"points": []}
+        for point in said["points"]:
+            row = {"model": name, "one launch": way} | {k: point[k] for k in ("from", "tokens", "texts", "samples")}
+            row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
+            for key in "gpu_us", "gpu_kernels_us":  # where the device computes, from ids
+                if key in point:
+                    row |= {f"{key} p50": round(point[key]["p50"], 1)}
+            emit(table="latency: berthier, wall us and the GPU's own", row=row)
+        return said
+
+    def their_latency(self):
         lengths = LENGTHS[:1] if self.quick else [16, 32, 128]
-        flags = self.command.flags(self.pack / "model", "fp16")
-        for kernel in ["always", "never"]:  # one launch, and a graph of five a layer
-            said = json.loads(self.command.call(["bench", "latency", "--json", "--lengths", ",".join(map(str, lengths)), "--batch-sizes", "1,8", "--samples", 20 if self.quick else 500, "--persistent-kernel", kernel, *flags], max(30, self.left())))
-            emit(berthier=f"latency, --persistent-kernel {kernel}", said=said)
-            for point in said["points"]:
-                row = {"one launch": kernel} | {k: point[k] for k in ("from", "tokens", "texts", "samples")}
-                row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
-                for key in "gpu_us", "gpu_kernels_us":  # where the device computes, from ids
-                    if key in point:
-                        row |= {f"{key} p50": round(point[key]["p50"], 1)}
-                emit(table="latency: berthier, wall us and the GPU's own", row=row)
         model = bert.Model(self.pack / "model", ON, torch.half if ON == "cuda" else torch.float32)
         for length in lengths:
             ids = torch.randint(1000, 30000, (1, length), device=ON)
@@ -434,6 +458,7 @@ class Benchmark:
         self.part("packed PyTorch", self.packed)
         self.part("berthier, lengths", self.our_lengths)
         self.part("latency", self.latency)
+        self.part("latency of PyTorch", self.their_latency)
         self.part("PyTorch, one length", self.fixed_shapes)
         self.part("berthier, other settings", self.our_other)
         self.part("berthier, natural mix again", lambda: self.our_natural(", at the end"))

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-import tiles
+import recorded
 from report import Report, table
 
 # in the order in which they run, with the seconds that each may take at most of those that are left
@@ -365,8 +365,11 @@ def section_bench(runner, limit):
     measured = [line for line in output.split("\n") if '"cold_us"' in line]
     if not measured:
         raise Failed(f"no kernel was measured, exit {code}:\n\n```\n{output[-1500:]}\n```")
-    if not runner.args.quick and not runner.args.driver:  # else the times mean nothing
-        (runner.out / "tiles.tsv").write_text("\n".join(tiles.rows(output)) + "\n")
+    means_something = not runner.args.quick and not runner.args.driver
+    if means_something:
+        recorded.write(runner.out, "tiles.tsv", recorded.tiles(output))
     command = [sys.executable, runner.pack / "rivals.py", runner.pack, runner.work, kernels, runner.args.device, "quick" if runner.args.quick else "all", str(end - time.monotonic() - 5)]
-    code, output = runner.run("bench", command, end - time.monotonic(), runner.for_torch())
-    return child(code, output)
+    code, beside = runner.run("bench", command, end - time.monotonic(), runner.for_torch())
+    if means_something:
+        recorded.write(runner.out, "one_launch.tsv", recorded.one_launch(f"{output}\n{beside}"))
+    return child(code, beside)

@@ -19,6 +19,7 @@ pub(crate) use device::{devices, open};
 pub use estimate::{Bound, Estimate, LAUNCH_US};
 pub use gpu::{Attributes, Gpu, Multiprocessor};
 pub use image::{Kernel, Manifest, Usage, fatbin};
+pub use recorded::RecordedTables;
 pub use tiles::{
     Element, EpilogueKind, GEMM_TILES, Gemm, GemmLaunch, GemmTile, Multiplier, ROW_SIZES, ReduceLaunch,
     RowLaunch, SPLITK_REDUCE, TIE, TileTable,

@@ -1,5 +1,6 @@
 //! The encoder of a small batch in one launch (`kernels/persistent_encoder.cu`): which models and batches it takes, on the whole grid
-//! or in clusters, on how many blocks, and what it should cost. The times are predictions; no GPU has confirmed one. Knows no weights and no device.
+//! or in clusters, on how many blocks, and what it should cost. The times are predictions; no GPU has confirmed one. What
+//! was recorded of a GPU (`recorded.rs`) comes before them. Knows no weights and no device.
 
 use super::costs::{Choices, EncoderShape, folds_layernorms, modifies_scores, network};
 use super::estimate::LAUNCH_US;
@@ -264,10 +265,18 @@ pub struct PersistentLimits {
     pub grid: usize,
     /// Of what one cluster computes.
     pub cluster: usize,
+    /// Whether they were measured on a GPU of this name.
+    pub recorded: bool,
 }
 
-/// Up to which sizes the kernel is predicted to be faster than the network kernel by kernel, launches ahead of the GPU, and a
-/// cluster to be faster than the grid as well. `always`: whatever the network takes kernel by kernel.
+impl PersistentLimits {
+    /// None of any size.
+    pub const NONE: Self = Self { grid: 0, cluster: 0, recorded: false };
+}
+
+/// Up to which sizes the kernel is faster than the network kernel by kernel, launches ahead of the GPU, and a cluster faster than
+/// the grid as well: as was recorded for the shape on this GPU, else by prediction. `always`: by prediction, and whatever the network
+/// takes kernel by kernel.
 pub fn limits(table: &TileTable, shape: &EncoderShape, clusters: Clusters, always: bool) -> PersistentLimits {
     let most = |is_faster: &dyn Fn(usize, usize) -> bool| {
         let sizes = (TOKEN_STEP..=PERSISTENT_TOKENS).step_by(TOKEN_STEP);
@@ -285,6 +294,16 @@ pub fn limits(table: &TileTable, shape: &EncoderShape, clusters: Clusters, alway
         estimate(table, shape, batch, seqlen, clusters).map_or(f64::INFINITY, |estimate| estimate.us)
     };
     let possible = shape.persistent && blocks(table, shape) > 0;
+    let sizes =
+        [shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, shape.num_attention_heads];
+    if possible
+        && !always
+        && let Some(record) = table.recorded_one_launch(sizes)
+    {
+        // the driver may have none of them here
+        let cluster = if clusters.most > 0 { record.cluster } else { 0 };
+        return PersistentLimits { grid: record.grid, cluster, recorded: true };
+    }
     let on_grid = |batch, seqlen| in_one_launch(batch, seqlen, Clusters::NONE);
     let grid = match (possible, always) {
         (true, true) => PERSISTENT_TOKENS,
@@ -295,13 +314,13 @@ pub fn limits(table: &TileTable, shape: &EncoderShape, clusters: Clusters, alway
         let us = in_one_launch(batch, seqlen, one_cluster);
         one_cluster.most > 0 && us < on_grid(batch, seqlen) && (always || us < by_kernels(batch, seqlen))
     });
-    PersistentLimits { grid, cluster }
+    PersistentLimits { grid, cluster, recorded: false }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::{Element, Gpu};
+    use crate::backend::cuda::{Element, Gpu, RecordedTables};
     use crate::model::{AttentionBias, AttentionSpan, LayerGroups, LayerWeights, Module};
 
     fn table(gpu: &str) -> TileTable {
@@ -427,6 +446,40 @@ mod tests {
         assert_eq!(Clusters::assumed(&table("a100")), Clusters::NONE);
     }
 
+    /// For encoders of these sizes on this GPU; not where all batches are asked for, nor clusters that there are none of.
+    #[test]
+    fn recorded_limits_come_before_predictions() {
+        let rows = "H200\t384\t1536\t6\t12\t128\t16\nL4\t768\t3072\t12\t12\t0\t0";
+        let tables = RecordedTables { one_launch: rows, ..RecordedTables::default() };
+        let of = |gpu: &str, tables| {
+            TileTable::with_records(Gpu::known(gpu).unwrap(), Element::F16, tables).unwrap()
+        };
+        let (measured, predicted) = (of("h200", tables), of("h200", RecordedTables::default()));
+        let shape = |name| EncoderShape::known(name).unwrap();
+        let clusters = Clusters::assumed(&measured);
+        let taken = |table: &TileTable, name, clusters, always| limits(table, &shape(name), clusters, always);
+        let found = taken(&measured, "minilm", clusters, false);
+        assert_eq!(found, PersistentLimits { grid: 128, cluster: 16, recorded: true });
+        let otherwise = taken(&predicted, "minilm", clusters, false);
+        assert!(
+            otherwise.grid != 128 && otherwise.cluster != 16 && !otherwise.recorded,
+            "the test shows nothing"
+        );
+        assert_eq!(
+            taken(&measured, "minilm", Clusters::NONE, false),
+            PersistentLimits { cluster: 0, ..found }
+        );
+        for (name, always) in [("minilm", true), ("base", false), ("large", false)] {
+            let [a, b] = [&measured, &predicted].map(|table| taken(table, name, clusters, always));
+            assert_eq!(a, b, "{name}");
+        }
+        let gated = EncoderShape { persistent: false, ..shape("minilm") };
+        assert_eq!(limits(&measured, &gated, clusters, false), PersistentLimits::NONE);
+        assert!(!taken(&of("a100", tables), "minilm", Clusters::NONE, false).recorded, "another GPU");
+        let never = PersistentLimits { recorded: true, ..PersistentLimits::NONE };
+        assert_eq!(taken(&of("l4", tables), "base", Clusters::NONE, false), never);
+    }
+
     #[test]
     fn the_limits_are_where_the_predictions_turn() {
         for gpu in Gpu::KNOWN {
@@ -459,8 +512,11 @@ mod tests {
                 assert!(always.grid == PERSISTENT_TOKENS && always.cluster >= found.cluster);
             }
             let shape = EncoderShape { persistent: false, ..EncoderShape::known("base").unwrap() };
-            let none = PersistentLimits { grid: 0, cluster: 0 };
-            assert_eq!(limits(&table, &shape, clusters, true), none, "a model that it does not compute");
+            assert_eq!(
+                limits(&table, &shape, clusters, true),
+                PersistentLimits::NONE,
+                "a model that it does not compute"
+            );
         }
     }
 }

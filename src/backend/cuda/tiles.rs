@@ -8,7 +8,7 @@
 use super::estimate::{self, Estimate, FewRowsGemmWork, GemmWork, PersistentGemmWork, RowWork, Traffic};
 use super::gpu::Gpu;
 use super::image::Manifest;
-use super::recorded::{self, Record};
+use super::recorded::{OneLaunchRecord, RecordedTables, Records, SHIPPED};
 use std::fmt;
 use std::ops::Range;
 
@@ -272,24 +272,24 @@ pub struct TileTable {
     reduce_blocks: usize,
     reduce_threads: usize,
     /// What was measured on this GPU.
-    records: Vec<Record>,
+    records: Records,
 }
 
 impl TileTable {
     /// For a GPU and an element type.
     ///
     /// # Panics
-    /// Never: a test reads the table that ships.
+    /// Never: a test reads the tables that ship.
     pub fn new(gpu: Gpu, element: Element) -> Self {
-        Self::with_records(gpu, element, recorded::TILES).unwrap_or_else(|what| panic!("{what}"))
+        Self::with_records(gpu, element, SHIPPED).unwrap_or_else(|what| panic!("{what}"))
     }
 
-    /// The same with another table of recorded tiles, as `tools/gpu-check` writes it.
+    /// The same with other tables of what was measured, as `tools/gpu-check` writes them.
     ///
     /// # Errors
     /// A line that is not one of such a table.
-    pub fn with_records(gpu: Gpu, element: Element, records: &str) -> Result<Self, String> {
-        let records = recorded::of(records, &gpu.name)?;
+    pub fn with_records(gpu: Gpu, element: Element, tables: RecordedTables<'_>) -> Result<Self, String> {
+        let records = Records::of(tables, &gpu.name)?;
         let mut table = Self {
             gpu,
             element,
@@ -352,6 +352,11 @@ impl TileTable {
         self.gpu.multiprocessor().resident_blocks(kernel.threads, usage.registers, shared)
     }
 
+    /// Up to how many tokens one launch was quicker, for encoders of these sizes: hidden, intermediate, layers, heads.
+    pub(super) fn recorded_one_launch(&self, sizes: [usize; 4]) -> Option<&OneLaunchRecord> {
+        self.records.one_launch(sizes)
+    }
+
     fn kernel(&self, name: &str) -> &'static super::image::Kernel {
         let symbol = format!("{name}_{}", self.element);
         Manifest::get().kernels.get(&symbol).unwrap_or_else(|| panic!("{symbol} is not in the image"))
@@ -367,7 +372,7 @@ impl TileTable {
         assert!(gemm.m > 0 && gemm.n > 0 && gemm.k > 0, "an empty product is not launched: {gemm:?}");
         let candidates: Vec<GemmLaunch> = self.gemm_candidates(gemm).collect();
         let shape = [gemm.m, gemm.n, gemm.k];
-        if let Some(record) = self.records.iter().find(|r| r.is_about(shape, gemm.weights_in_l2)) {
+        if let Some(record) = self.records.tile(shape, gemm.weights_in_l2) {
             let is_recorded = |c: &&GemmLaunch| c.tile == record.tile && c.grid[1] == record.splits;
             if let Some(launch) = candidates.iter().find(is_recorded) {
                 return *launch;

@@ -18,8 +18,8 @@ DEV void bug_cluster_arrive() { if (!planted("CLUSTER_WAITS_ALONE")) emu::cluste
 DEV void bug_cluster_wait() { if (!planted("CLUSTER_NO_WAIT")) emu::cluster_wait(!planted("CLUSTER_NO_ACQUIRE"), emu::Loc::here()); }
 // Rounds of: each block writes its part of x [GRID_BLOCKS, GRID_THREADS] from what it makes of all parts. out: the sum of all at the
 // end, by block 0, in the order of the blocks.
-template <class A, class W> DEV void bug_rounds(float* x, float* y, float* out, A arrive, W wait) {
-  const int block = (int)blockIdx.x, thread = (int)threadIdx.x;
+template <class A, class W> DEV void bug_rounds(int block, float* x, float* y, float* out, A arrive, W wait) {
+  const int thread = (int)threadIdx.x;
   for (int round = 0; round < GRID_ROUNDS; round++) {
     float v = (float)(block * 10 + thread + round);
     float *to = round % 2 ? y : x, *from = round % 2 ? x : y;
@@ -41,12 +41,14 @@ KERNEL_COOPERATIVE(GRID_THREADS, bug_grid, float* x, float* y, float* out, uint3
   GridBarrier b = grid_barrier(words);
   if (planted("GRID_FROM_ZERO")) b.arrivals = 0;  // as if the words had been set back
   sync_block();
-  bug_rounds(x, y, out, [&] { grid_arrive(b, block); }, [&] { grid_wait(b); });
+  bug_rounds(block, x, y, out, [&] { grid_arrive(b, block); }, [&] { grid_wait(b); });
 }
-// The same by the blocks of a cluster, whose barrier is the hardware's.
+// The same by the blocks of each of several clusters, whose barrier is the hardware's; x and y [clusters, GRID_BLOCKS, GRID_THREADS], out [clusters].
 KERNEL_CLUSTER(GRID_THREADS, GRID_BLOCKS, bug_cluster_rounds, float* x, float* y, float* out) {
   if (planted("CLUSTER_BLOCK_LOST") && blockIdx.x == 2) return;
-  bug_rounds(x, y, out, bug_cluster_arrive, bug_cluster_wait);
+  const int cluster = (int)blockIdx.x / GRID_BLOCKS, first = cluster * GRID_BLOCKS * GRID_THREADS;
+  // the first one's, with the values that it has there
+  bug_rounds((int)cluster_rank(), x + (planted("CLUSTERS_MEET") ? 0 : first), y + first, out + cluster, bug_cluster_arrive, bug_cluster_wait);
 }
 // A sum over blocks, of parts so unlike that its order shows in its bits.
 KERNEL_COOPERATIVE(32, bug_grid_sum, float* parts, float* out, uint32_t* words) {
@@ -81,9 +83,10 @@ static const int grid_cases[] = {
       memset(words.data(), 0, words.bytes());
       float first = 0;
       for (int launches = 1; launches <= 3; launches++) {
-        Guarded<float> x(GRID_BLOCKS * GRID_THREADS, "x"), y(x.size(), "y"), out(1, "out");
+        const unsigned teams = launches < 3 ? 1 : 2;  // the grid, or clusters
+        Guarded<float> x(teams * GRID_BLOCKS * GRID_THREADS, "x"), y(x.size(), "y"), out(teams, "out");
         if (launches < 3) launch(bug_grid, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data(), words.data());
-        else launch(bug_cluster_rounds, {GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data());
+        else launch(bug_cluster_rounds, {teams * GRID_BLOCKS}, {GRID_THREADS}, 0, x.data(), y.data(), out.data());
         float v[GRID_ROUNDS][GRID_BLOCKS];
         for (int round = 0; round < GRID_ROUNDS; round++)
           for (int b = 0; b < GRID_BLOCKS; b++) {
@@ -92,9 +95,11 @@ static const int grid_cases[] = {
           }
         float sum = 0;
         for (float last : v[GRID_ROUNDS - 1]) sum += last * 1.1f;
-        EXPECT(out[0] == sum, "got %g, wanted %g", out[0], sum);
         if (launches == 1) first = out[0];
-        check_same_bits("another launch", out.data(), &first, 4);
+        for (unsigned team = 0; team < teams; team++) {
+          EXPECT(out[team] == sum, "got %g, wanted %g", out[team], sum);
+          check_same_bits("another launch", &out[team], &first, 4);
+        }
       }
     }),
     add_case("grid sum", [] {

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "what a device that hangs holds is not freed")]
 
 use super::costs::{Choices, EncoderShape};
-use super::persistent::{Clusters, PersistentLimits, blocks, limits, shared_bytes};
+use super::persistent::{Clusters, PERSISTENT_TOKENS, PersistentLimits, blocks, limits, shared_bytes};
 use super::tiles::{Element, TileTable};
 use super::work_list::AttentionKernels;
 use crate::backend::{Backend, BackendOptions, Capacity, DeviceTime, PersistentKernel, Precision};
@@ -151,7 +151,7 @@ impl CudaBackend {
         let shared_bytes = shared_bytes(&table);
         let clusters = persistent::clusters(&kernels);
         let persistent = match persistent_limits(&table, &shape, clusters, options)? {
-            PersistentLimits { grid: 0, cluster: 0 } => None,
+            PersistentLimits { grid: 0, cluster: 0, .. } => None,
             limits => {
                 let sizes = [blocks(&table, &shape), shared_bytes, max_tokens];
                 let teams = (clusters, limits);
@@ -246,7 +246,7 @@ impl CudaBackend {
     }
 }
 
-/// Up to which sizes batches go in one launch; zeros: none do.
+/// Up to which sizes batches go in one launch.
 fn persistent_limits(
     table: &TileTable,
     shape: &EncoderShape,
@@ -254,20 +254,23 @@ fn persistent_limits(
     options: &BackendOptions,
 ) -> Result<PersistentLimits> {
     let possible = shape.persistent && blocks(table, shape) > 0 && !options.batch_invariant;
-    match (options.persistent_kernel, possible) {
-        (PersistentKernel::Never, _) | (PersistentKernel::Auto, false) => {
-            Ok(PersistentLimits { grid: 0, cluster: 0 })
+    let choice = options.persistent_kernel;
+    let every = |cluster| PersistentLimits { grid: PERSISTENT_TOKENS, cluster, recorded: false };
+    let why_not = match (choice, possible) {
+        (PersistentKernel::Never, _) | (PersistentKernel::Auto, false) => return Ok(PersistentLimits::NONE),
+        (PersistentKernel::Auto, true) => return Ok(limits(table, shape, clusters, false)),
+        (PersistentKernel::Always, true) => return Ok(limits(table, shape, clusters, true)),
+        (PersistentKernel::Grid, true) => return Ok(every(0)),
+        (PersistentKernel::Clusters, true) if clusters.most > 0 => return Ok(every(PERSISTENT_TOKENS)),
+        (PersistentKernel::Clusters, true) => "this GPU has no clusters for it",
+        (PersistentKernel::Always | PersistentKernel::Grid | PersistentKernel::Clusters, false) => {
+            match options.batch_invariant {
+                true => "its bits are not those of larger batches (batch_invariant)",
+                false => "it does not compute this model (docs/devices.md, \"One launch\")",
+            }
         }
-        (PersistentKernel::Auto, true) => Ok(limits(table, shape, clusters, false)),
-        (PersistentKernel::Always, true) => Ok(limits(table, shape, clusters, true)),
-        (PersistentKernel::Always, false) => Err(Error::InvalidOption {
-            name: "persistent_kernel",
-            message: match options.batch_invariant {
-                true => "always: its bits are not those of larger batches (batch_invariant)".into(),
-                false => "always: it does not compute this model (docs/devices.md, \"One launch\")".into(),
-            },
-        }),
-    }
+    };
+    Err(Error::InvalidOption { name: "persistent_kernel", message: format!("{choice}: {why_not}") })
 }
 
 /// Workspace and slots for so many tokens, or for half as many where there is no memory for that, and so on down to one

@@ -196,12 +196,15 @@ impl PersistentEncoder {
 
     /// What it takes, for people and as what tells devices apart.
     pub(super) fn describe(&self) -> String {
-        let PersistentLimits { grid, cluster } = self.limits;
+        let PersistentLimits { grid, cluster, recorded } = self.limits;
         let Clusters { blocks, most } = self.clusters;
+        let measured = if recorded { " as measured" } else { "" };
         match cluster {
-            0 => format!("up to {grid} tokens in one launch"),
+            0 => format!("up to {grid} tokens in one launch{measured}"),
             _ => {
-                format!("up to {grid} tokens in one launch, {cluster} on each of {most} clusters of {blocks}")
+                format!(
+                    "up to {grid} tokens in one launch, {cluster} on each of {most} clusters of {blocks}{measured}"
+                )
             }
         }
     }
