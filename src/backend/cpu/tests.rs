@@ -382,16 +382,19 @@ fn quantized(row: &[f32]) -> (Vec<i32>, f32, f32) {
     (row.iter().map(byte).collect(), scale, zero)
 }
 
-/// What a column of weights becomes: bytes and scale.
-fn quantized_column(weights: &[f32]) -> (Vec<i32>, f32) {
-    let scale = weights.iter().fold(0f32, |a, w| a.max(w.abs())) / 127.0;
+/// What a column of weights becomes: bytes and scale; with `adds_pairs`, such that 255 times two neighbours fits sixteen bits.
+fn quantized_column(weights: &[f32], adds_pairs: bool) -> (Vec<i32>, f32) {
+    let of_pair = |pair: &[f32]| pair.iter().sum::<f32>().abs();
+    let pairs = weights.chunks(2).filter(|_| adds_pairs).map(of_pair);
+    let scale = weights.iter().map(|w| w.abs()).chain(pairs).fold(0f32, f32::max) / 127.0;
     (weights.iter().map(|w| (w / scale).round_ties_even() as i32).collect(), scale)
 }
 
 /// The product in int8 with sums in i32, as plain as it can be said; no activation.
-fn int8_product(a: Matrix<'_>, l: &model::Linear, old: Option<&[f32]>) -> Vec<f32> {
+fn int8_product(a: Matrix<'_>, l: &model::Linear, old: Option<&[f32]>, adds_pairs: bool) -> Vec<f32> {
     let (n, k) = (l.weight.shape()[0], l.weight.shape()[1]);
-    let columns: Vec<_> = l.weight.to_f32().chunks_exact(k).map(quantized_column).collect();
+    let columns: Vec<_> =
+        l.weight.to_f32().chunks_exact(k).map(|column| quantized_column(column, adds_pairs)).collect();
     let bias = l.bias.as_ref().unwrap().to_f32();
     let mut out = Vec::new();
     for i in 0..a.rows {
@@ -421,13 +424,13 @@ fn int8_gemm_is_exact_and_the_same_on_all() {
         let (a, old) = (Matrix::new(&a, m, k, k), random(m * n, 11));
         for (f, residual) in NARROW_EPILOGUES {
             let old = residual.then_some(&old[..]);
-            let plain = int8_product(a, &l, old);
+            let plain = [false, true].map(|adds_pairs| int8_product(a, &l, old, adds_pairs));
             each_narrow(Narrow::Int8, |isa, kernels| {
                 let name = kernels.name;
                 let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
                 let one = run_narrow(Narrow::Int8, Team::One, a, &packed, f, old, n);
                 let all = run_narrow(Narrow::Int8, Team::All(&threads), a, &packed, f, old, n);
-                let mut want = plain.clone();
+                let mut want = plain[usize::from(kernels.adds_pairs)].clone();
                 if let Some(f) = f {
                     isa.kernels().unwrap().activate(f, &mut want);
                 }
@@ -440,7 +443,8 @@ fn int8_gemm_is_exact_and_the_same_on_all() {
 
 #[test]
 fn int8_gemm_at_the_greatest_sums() {
-    // bytes of 255 and of 0 against weights of ±127, neighbours alike: what saturates pairs of products
+    // bytes of 255 and of 0 against weights of ±127, neighbours alike: what would saturate pairs of products, where weights are
+    // not half as large for it, and their scale twice
     let k = 4096;
     let weight: Vec<f32> = (0..2 * k).map(|i| if i < k { 1.0 } else { -1.0 }).collect();
     let bias = Some(Tensor::from_f32("bias", &[2], &[0.0; 2]));
@@ -450,9 +454,21 @@ fn int8_gemm_at_the_greatest_sums() {
     each_narrow(Narrow::Int8, |_, kernels| {
         let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
         let c = run_narrow(Narrow::Int8, Team::One, a, &packed, None, None, 2);
-        let most = (255 * 127 * k) as f32 * (1.0 / 127.0);
+        let (weight, scale) = if kernels.adds_pairs { (64, 2.0 / 127.0) } else { (127, 1.0 / 127.0) };
+        let most = (255 * weight * k) as f32 * scale;
         assert_eq!(c, [most, -most, -most, most], "{}", kernels.name);
     });
+}
+
+/// Of weights that are as near to the limit as rounding leaves them, whichever two are neighbours.
+#[test]
+fn int8_pairs_of_any_weights_fit_sixteen_bits() {
+    for seed in 0..200 {
+        let weights: Vec<f32> = random(384, seed).iter().map(|w| w.abs().powf(0.1 * seed as f32)).collect();
+        let (bytes, _) = quantized_column(&weights, true);
+        let most = bytes.chunks(2).map(|pair| 255 * pair.iter().sum::<i32>()).max().unwrap();
+        assert!((255 * 120..=i32::from(i16::MAX)).contains(&most), "{seed}: {most}");
+    }
 }
 
 #[test]

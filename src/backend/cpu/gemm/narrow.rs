@@ -147,6 +147,8 @@ impl NarrowProduct<'_> {
 pub(in super::super) struct NarrowKernels {
     pub(in super::super) name: &'static str,
     pub(in super::super) numbers: Narrow,
+    /// In int8, whether products of two neighbours are added in sixteen bits: neighbouring weights then are small enough for that.
+    pub(in super::super) adds_pairs: bool,
     /// The product.
     ///
     /// Its contract: the pointers hold what [`NarrowProduct`] says, and nobody else touches `c` meanwhile.
@@ -212,7 +214,7 @@ impl NarrowLinear {
                         }
                     }
                     Narrow::Int8 => {
-                        let scale = column_scale(&row);
+                        let scale = column_scale(&row, kernels.adds_pairs);
                         let mut sum = 0i32;
                         for (i, &w) in row.iter().enumerate() {
                             let q = (w / scale).round_ties_even() as i8; // 0 for NaN
@@ -236,8 +238,15 @@ impl NarrowLinear {
 }
 
 /// What a column of weights is divided by: its greatest |w| becomes 127. Never 0; NaN where a weight is not finite.
-fn column_scale(weights: &[f32]) -> f32 {
-    let greatest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
+///
+/// With `adds_pairs` the greatest |w₂ᵢ + w₂ᵢ₊₁| does if that is more, so that 255 times the two, rounded, is no more than
+/// 255 · 128 and fits sixteen bits (weights of two signs do anyway). Seven bits for all would double the error of the
+/// weights; this makes it some 1.4 times as large.
+fn column_scale(weights: &[f32], adds_pairs: bool) -> f32 {
+    let mut greatest = weights.iter().fold(0f32, |m, w| m.max(w.abs()));
+    if adds_pairs {
+        greatest = weights.as_chunks().0.iter().fold(greatest, |m, [a, b]| m.max((a + b).abs()));
+    }
     let broken: f32 = weights.iter().map(|w| w * 0.0).sum();
     (greatest / 127.0).max(f32::MIN_POSITIVE) + broken
 }

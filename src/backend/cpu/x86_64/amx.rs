@@ -25,6 +25,7 @@ const STEP_LINES: usize = 2 * TILE_BYTES / 64;
 static BF16: NarrowKernels = NarrowKernels {
     name: "amx-bf16",
     numbers: Narrow::Bf16,
+    adds_pairs: false,
     product: product::<false>,
     narrow,
     peak: peak::<false>,
@@ -33,6 +34,7 @@ static BF16: NarrowKernels = NarrowKernels {
 static INT8: NarrowKernels = NarrowKernels {
     name: "amx-int8",
     numbers: Narrow::Int8,
+    adds_pairs: false,
     product: product::<true>,
     narrow: quantize,
     peak: peak::<true>,

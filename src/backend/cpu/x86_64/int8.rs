@@ -1,5 +1,5 @@
-//! Products of bytes with `vpdpbusd` (AVX-512 VNNI, AVX-VNNI), and where that is not there with `vpmaddwd` on bytes that
-//! were widened to sixteen bits; none of them saturates. `vpmaddubsw` would: its pairs reach 2 · 255 · 127.
+//! Products of bytes with `vpdpbusd` (AVX-512 VNNI, AVX-VNNI), and where that is not there with `vpmaddubsw`, which adds the
+//! products of two neighbours in sixteen bits. None of them saturates: for the latter weights are scaled so that none can.
 
 use super::super::Isa;
 use super::super::gemm::{Narrow, NarrowKernels};
@@ -37,7 +37,8 @@ impl Int8Vector for Avx2 {
 /// bytes of a row and of columns are read from memory and multiplied; the rows of a tile.
 macro_rules! dot {
     (
-        $token:ident($vector:ident), $table:ident, $name:literal, $features:literal, $mr:literal, $sums:ty, $operand:ty,
+        $token:ident($vector:ident), $table:ident, $name:literal, $features:literal, $mr:literal, $adds_pairs:literal,
+        $operand:ty,
         zero $zero:expr, row |$row:ident| $read_row:expr, columns |$columns:ident| $read_columns:expr,
         dot |$acc:ident, $x:ident, $w:ident| $dot:expr, store |$sum:ident, $out:ident| $store:expr
     ) => {
@@ -47,7 +48,7 @@ macro_rules! dot {
 
         impl Dot for $token {
             type V = $vector;
-            type Sums = $sums;
+            type Sums = $operand;
             type Row = $operand;
             type Columns = $operand;
 
@@ -70,10 +71,10 @@ macro_rules! dot {
                 unsafe { $read_columns }
             }
 
-            op!(zero() -> $sums, $zero);
-            op!(dot($acc: $sums, $x: $operand, $w: $operand) -> $sums, $dot);
-            op!(store($sum: $sums, $out: &mut [i32]) -> (), {
-                assert!($out.len() >= size_of::<$sums>() / 4, "room for a vector");
+            op!(zero() -> $operand, $zero);
+            op!(dot($acc: $operand, $x: $operand, $w: $operand) -> $operand, $dot);
+            op!(store($sum: $operand, $out: &mut [i32]) -> (), {
+                assert!($out.len() >= size_of::<$operand>() / 4, "room for a vector");
                 $store
             });
         }
@@ -93,15 +94,23 @@ macro_rules! dot {
                 dot_peak($token($vector::new()), steps)
             }
             // four multiplications and four additions for each sum
-            let peak_operations = PEAK_CHAINS * size_of::<$sums>() / 4 * 8;
-            NarrowKernels { name: $name, numbers: Narrow::Int8, product, narrow, peak, peak_operations }
+            let peak_operations = PEAK_CHAINS * size_of::<$operand>() / 4 * 8;
+            NarrowKernels {
+                name: $name,
+                numbers: Narrow::Int8,
+                adds_pairs: $adds_pairs,
+                product,
+                narrow,
+                peak,
+                peak_operations,
+            }
         };
     };
 }
 
 // 12 × 2 vectors of 32 registers, two of columns and one of a row
 dot!(
-    Vnni512(Avx512), VNNI_512, "avx512-vnni", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 12, __m512i, __m512i,
+    Vnni512(Avx512), VNNI_512, "avx512-vnni", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 12, false, __m512i,
     zero _mm512_setzero_si512(),
     row |p| _mm512_set1_epi32(p.cast::<i32>().read_unaligned()),
     columns |p| _mm512_loadu_si512(p.cast()),
@@ -111,7 +120,7 @@ dot!(
 
 // 6 × 2 of sixteen registers
 dot!(
-    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,f16c,avxvnni", 6, __m256i, __m256i,
+    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,f16c,avxvnni", 6, false, __m256i,
     zero _mm256_setzero_si256(),
     row |p| _mm256_set1_epi32(p.cast::<i32>().read_unaligned()),
     columns |p| _mm256_loadu_si256(p.cast()),
@@ -119,21 +128,15 @@ dot!(
     store |sums, out| _mm256_storeu_si256(out.as_mut_ptr().cast(), sums)
 );
 
-// even and odd bytes apart, each widened in its place: 4 × 2 sums, four of columns and two of a row
+// 6 × 2 again
 dot!(
-    Wide256(Avx2), WIDE_256, "avx2-madd", "avx2,fma,f16c", 4, __m256i, [__m256i; 2],
+    Pairs256(Avx2), PAIRS_256, "avx2-maddubs", "avx2,fma,f16c", 6, true, __m256i,
     zero _mm256_setzero_si256(),
-    row |p| {
-        let x = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
-        [_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(x)]
-    },
-    columns |p| {
-        let w = _mm256_loadu_si256(p.cast());
-        [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)), _mm256_srai_epi16::<8>(w)]
-    },
+    row |p| _mm256_set1_epi32(p.cast::<i32>().read_unaligned()),
+    columns |p| _mm256_loadu_si256(p.cast()),
     dot |acc, x, w| {
-        let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x[0], w[0]));
-        _mm256_add_epi32(acc, _mm256_madd_epi16(x[1], w[1]))
+        let pairs = _mm256_maddubs_epi16(x, w);
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     },
     store |sums, out| _mm256_storeu_si256(out.as_mut_ptr().cast(), sums)
 );
@@ -142,10 +145,10 @@ dot!(
 pub(super) fn kernels(isa: Isa) -> Vec<&'static NarrowKernels> {
     match isa {
         Isa::Portable => Vec::new(),
-        Isa::Avx2 if is_x86_feature_detected!("avxvnni") => vec![&VNNI_256, &WIDE_256],
-        Isa::Avx2 => vec![&WIDE_256],
+        Isa::Avx2 if is_x86_feature_detected!("avxvnni") => vec![&VNNI_256, &PAIRS_256],
+        Isa::Avx2 => vec![&PAIRS_256],
         Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => vec![&VNNI_512],
-        // with products of sixteen bits, whose sums go through the same two ports, it was slower than f32
+        // with products of sixteen bits (`vpmaddwd`), whose sums go through the same two ports, it was slower than f32
         Isa::Avx512 => Vec::new(),
     }
 }
