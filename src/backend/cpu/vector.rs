@@ -12,7 +12,7 @@ pub(super) trait Vector: Copy {
     const LANES: usize;
     /// Whether a table of sixteen fits a register, for `lookup`.
     const LOOKS_UP: bool = false;
-    /// Whether a product fetches the panel that it reads ahead in every block of rows, or only where there is one.
+    /// Whether a product fetches the panel that it reads ahead in every block of rows, or only where no block before could.
     const FETCHES_AGAIN: bool;
 
     fn splat(self, x: f32) -> Self::F;

@@ -65,27 +65,25 @@ pub(in super::super) fn quantize_row<V: Int8Vector>(v: V, x: &[f32], out: &mut [
 pub(in super::super) trait Dot: Copy {
     /// With sums of as many columns as it has lanes.
     type V: Int8Vector;
-    type Sums: Copy;
-    /// Four bytes of a row, and of each of `LANES` columns, as `dot` wants them.
-    type Row: Copy;
-    type Columns: Copy;
+    /// A vector of sums, or of four bytes of a row or of each column in each lane.
+    type I: Copy;
 
     fn vector(self) -> Self::V;
-    fn zero(self) -> Self::Sums;
+    fn zero(self) -> Self::I;
 
     /// # Safety
     /// Four readable bytes at `p`.
-    unsafe fn row(self, p: *const u8) -> Self::Row;
+    unsafe fn row(self, p: *const u8) -> Self::I;
 
     /// # Safety
     /// 4 · `LANES` readable bytes at `p`.
-    unsafe fn columns(self, p: *const u8) -> Self::Columns;
+    unsafe fn columns(self, p: *const u8) -> Self::I;
 
     /// sums + Σ row · column over the four, a row's bytes unsigned and a column's signed; exact.
-    fn dot(self, sums: Self::Sums, row: Self::Row, columns: Self::Columns) -> Self::Sums;
+    fn dot(self, sums: Self::I, row: Self::I, columns: Self::I) -> Self::I;
 
     /// Over the first `LANES` of `out`.
-    fn store(self, sums: Self::Sums, out: &mut [i32]);
+    fn store(self, sums: Self::I, out: &mut [i32]);
 }
 
 /// Vectors of columns that a tile of sums is wide.
@@ -143,7 +141,7 @@ unsafe fn dot_tile<D: Dot, const MR: usize>(
     a_stride: usize,
     b: [*const u8; NV],
     steps: usize,
-) -> [[D::Sums; NV]; MR] {
+) -> [[D::I; NV]; MR] {
     let mut acc = [[d.zero(); NV]; MR];
     for group in 0..steps * GROUPS {
         let (step, line) = (group / GROUPS, group % GROUPS);

@@ -38,7 +38,7 @@ impl Int8Vector for Avx2 {
 macro_rules! dot {
     (
         $token:ident($vector:ident), $table:ident, $name:literal, $features:literal, $mr:literal, $adds_pairs:literal,
-        $operand:ty,
+        $vectors:ty,
         zero $zero:expr, row |$row:ident| $read_row:expr, columns |$columns:ident| $read_columns:expr,
         dot |$acc:ident, $x:ident, $w:ident| $dot:expr, store |$sum:ident, $out:ident| $store:expr
     ) => {
@@ -48,9 +48,7 @@ macro_rules! dot {
 
         impl Dot for $token {
             type V = $vector;
-            type Sums = $operand;
-            type Row = $operand;
-            type Columns = $operand;
+            type I = $vectors;
 
             #[inline(always)]
             fn vector(self) -> $vector {
@@ -59,22 +57,22 @@ macro_rules! dot {
 
             #[inline(always)]
             #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
-            unsafe fn row(self, $row: *const u8) -> $operand {
+            unsafe fn row(self, $row: *const u8) -> $vectors {
                 // SAFETY: the token proves the features; readable bytes, by the caller's contract
                 unsafe { $read_row }
             }
 
             #[inline(always)]
             #[allow(clippy::multiple_unsafe_ops_per_block, reason = "intrinsics with one common reason")]
-            unsafe fn columns(self, $columns: *const u8) -> $operand {
+            unsafe fn columns(self, $columns: *const u8) -> $vectors {
                 // SAFETY: as in `row`
                 unsafe { $read_columns }
             }
 
-            op!(zero() -> $operand, $zero);
-            op!(dot($acc: $operand, $x: $operand, $w: $operand) -> $operand, $dot);
-            op!(store($sum: $operand, $out: &mut [i32]) -> (), {
-                assert!($out.len() >= size_of::<$operand>() / 4, "room for a vector");
+            op!(zero() -> $vectors, $zero);
+            op!(dot($acc: $vectors, $x: $vectors, $w: $vectors) -> $vectors, $dot);
+            op!(store($sum: $vectors, $out: &mut [i32]) -> (), {
+                assert!($out.len() >= size_of::<$vectors>() / 4, "room for a vector");
                 $store
             });
         }
@@ -94,7 +92,7 @@ macro_rules! dot {
                 dot_peak($token($vector::new()), steps)
             }
             // four multiplications and four additions for each sum
-            let peak_operations = PEAK_CHAINS * size_of::<$operand>() / 4 * 8;
+            let peak_operations = PEAK_CHAINS * size_of::<$vectors>() / 4 * 8;
             NarrowKernels {
                 name: $name,
                 numbers: Narrow::Int8,
