@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import SETTLE_SECONDS, about, common_arguments, engine_of, in_turn, parsed, read_texts, spread
+from run import SETTLE_SECONDS, Engines, about, common_arguments, engine_of, failure, parsed, read_texts, spread, write
 
 # texts of each length: their calls take turns, so that no branch or cache knows one by heart
 TEXTS = 20
@@ -54,10 +54,11 @@ def first_call(name, args, texts):
         return next(s["samples"][0] for s in series if s["name"] == "cold-start first vector")
     clock = time.perf_counter()
     engine = engine_of(name, args, texts)
-    engine.calls(texts, 1, 1)
-    ms = (time.perf_counter() - clock) * 1e3
-    engine.close()
-    return ms
+    try:
+        engine.calls(texts, 1, 1)
+        return (time.perf_counter() - clock) * 1e3
+    finally:
+        engine.close()
 
 
 def main():
@@ -68,12 +69,13 @@ def main():
     parser.add_argument("--cold-start", action="store_true", help="also the first call of a new process")
     args = parsed(parser)
     lines = read_texts(args.texts, None)
-    questions, rounds = {}, {}
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
+    run = about(args) | {"samples": args.samples}
+    rounds, starts = {}, {name: [] for name in args.engines}
+    with tempfile.TemporaryDirectory() as scratch, Engines(args, Path(scratch) / "first.txt") as engines:
+        questions = {}
 
         def question(name, texts, batch):
-            path = scratch / f"{len(questions)}.txt"
+            path = Path(scratch) / f"{len(questions)}.txt"
             path.write_text("\n".join(texts) + "\n", "utf-8")
             questions[name] = (path, batch)
 
@@ -82,34 +84,46 @@ def main():
         if args.unsorted:
             count = args.unsorted * TEXTS
             question(f"{args.unsorted} texts, unsorted", [lines[i * len(lines) // count] for i in range(count)], args.unsorted)
-        first = scratch / "first.txt"
-        first.write_text(FIRST_TEXT + "\n", "utf-8")
+        engines.texts.write_text(FIRST_TEXT + "\n", "utf-8")
 
-        engines = [engine_of(name, args, first) for name in args.engines]
-        for engine in engines:
+        def warm_up(name):
             for path, batch in questions.values():
-                engine.calls(path, batch, 5)
-        for turn in range(args.rounds):
-            for engine in in_turn(engines, turn):
-                for name, (path, batch) in questions.items():
-                    time.sleep(SETTLE_SECONDS)
-                    rounds.setdefault(name, {}).setdefault(engine.name, []).append(engine.calls(path, batch, args.samples))
-                print(f"round {turn + 1} {engine.name}", file=sys.stderr)
-        memory = {engine.name: engine.peak_mib() for engine in engines}
-        for engine in engines:
-            engine.close()
-        starts = {name: [] for name in args.engines}
-        if args.cold_start:
-            for turn in range(args.rounds):
-                for name in in_turn(args.engines, turn):
-                    starts[name].append(first_call(name, args, first))
+                engines.running[name].calls(path, batch, 5)
 
-    run = about(args)
+        engines.each(engines.start)
+        engines.each(warm_up)
+        for turn in range(args.rounds):
+
+            def calls(name):
+                answers = {}
+                for question, (path, batch) in questions.items():
+                    time.sleep(SETTLE_SECONDS)
+                    answers[question] = engines.running[name].calls(path, batch, args.samples)
+                print(f"round {turn + 1} {name}", file=sys.stderr)
+                return answers
+
+            for name, answers in engines.each(calls, turn).items():
+                for question, answer in answers.items():
+                    rounds.setdefault(question, {}).setdefault(name, []).append(answer)
+        memory = engines.peak_mib()
+        engines.close()
+        for turn in range(args.rounds if args.cold_start else 0):
+            for name, ms in engines.each(lambda name: first_call(name, args, engines.texts), turn).items():
+                starts[name].append(ms)
+    report(args, run, rounds, memory, starts, engines.failed)
+    result = {"calls": rounds, "peak_mib": memory, "first_vector_ms": starts, "failed": engines.failed}
+    write(args.out, run | result)
+    if engines.failed:
+        raise SystemExit("an engine failed")
+
+
+def report(args, run, rounds, memory, starts, failed):
     print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, {args.threads} thread(s), "
           f"{args.rounds} rounds of {args.samples} calls: median (min to max) of the rounds' medians\n")
     print("| call | engine | p50 ms | p99 ms | CPU ms | wall / best peer | CPU / best peer |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, answers in rounds.items():
+        answers = {engine: turns for engine, turns in answers.items() if engine not in failed}
         p50 = {engine: [statistics.median(a["us"]) / 1e3 for a in turns] for engine, turns in answers.items()}
         cpu = {engine: [a["cpu_us_a_call"] / 1e3 for a in turns] for engine, turns in answers.items()}
 
@@ -128,10 +142,10 @@ def main():
     print("\n| engine | peak MiB | first vector of a new process, ms |")
     print("| --- | --- | --- |")
     for name in args.engines:
-        print(f"| {name} | {memory[name]:.0f} | {spread(starts[name], 0) if starts[name] else '-'} |")
-    if args.out:
-        result = {"calls": rounds, "peak_mib": memory, "first_vector_ms": starts}
-        args.out.write_text(json.dumps(run | {"samples": args.samples} | result, indent=1, allow_nan=False) + "\n")
+        if name in failed:
+            print(f"| {name} | {failure(failed[name])} | |")
+        else:
+            print(f"| {name} | {memory[name]:.0f} | {spread(starts[name], 0) if starts[name] else '-'} |")
 
 
 if __name__ == "__main__":

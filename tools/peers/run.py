@@ -7,6 +7,7 @@ that thread pools and allocators do not meet; the parent gives turns, compares t
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import shlex
@@ -33,6 +34,10 @@ LEAST_COSINE = 0.9
 SETTLE_SECONDS = 0.5
 
 
+class Failed(Exception):
+    """An engine's own failure; the text says why."""
+
+
 class Peer:
     """A worker.py process: one JSON line in, one out."""
 
@@ -50,17 +55,26 @@ class Peer:
         command = [sys.executable, str(HERE / "worker.py"), name, str(args.model), str(args.cache), threads]
         if name == "candle":
             command = [str(CANDLE), str(args.model)]
-        self.process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.ask(do="load", texts=str(texts))
+        pipes = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=env, **pipes)
+        try:
+            self.ask(do="load", texts=str(texts))
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, **request):
-        """The worker's answer. A worker that fails has said why on stderr."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        """The worker's answer; one that fails says why and ends."""
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and may have said why
         answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self.name}: the worker ended (exit code {self.process.wait()})")
-        return json.loads(answer)
+        answer = json.loads(answer) if answer else {"failed": f"the worker ended (exit code {self.process.wait()})"}
+        if "failed" in answer:
+            raise Failed(answer["failed"])
+        return answer
 
     def prepare(self):
         """Version, chosen batch size and number of tokens."""
@@ -80,7 +94,7 @@ class Peer:
         return self.ask(do="memory")["peak_resident_bytes"] / 2**20
 
     def close(self):
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
 
 
@@ -100,7 +114,7 @@ class Berthier:
         command = [str(self.args.berthier), *command, *self.common]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise SystemExit(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stderr}")
+            raise Failed(f"{done.stderr.strip()} (exit code {done.returncode} of {shlex.join(command)})")
         return done.stdout
 
     def bench(self, *measure):
@@ -141,10 +155,46 @@ def engine_of(name, args, texts):
     return Berthier(args, texts) if name == "berthier" else Peer(name, args, texts)
 
 
-def in_turn(engines, turn):
-    """Who goes first changes from round to round."""
-    first = turn % len(engines)
-    return engines[first:] + engines[:first]
+class Engines:
+    """The engines of a run. One that fails is asked no more, and the others go on."""
+
+    def __init__(self, args, texts):
+        self.args, self.texts = args, texts
+        self.running = {}
+        # why, by name
+        self.failed = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        while self.running:
+            self.running.popitem()[1].close()
+
+    def start(self, name):
+        self.running[name] = engine_of(name, self.args, self.texts)
+        return self.running[name]
+
+    def each(self, question, turn=0):
+        """{name: question(name)} of those that have not failed; who goes first changes from turn to turn."""
+        names = [name for name in self.args.engines if name not in self.failed]
+        first = turn % max(len(names), 1)
+        answers = {}
+        for name in names[first:] + names[:first]:
+            try:
+                answers[name] = question(name)
+            except Failed as failed:
+                print(f"{name}: failed: {failed}", file=sys.stderr)
+                self.failed[name] = str(failed)
+                if name in self.running:
+                    self.running.pop(name).close()
+        return answers
+
+    def peak_mib(self):
+        return self.each(lambda name: round(self.running[name].peak_mib(), 1))
 
 
 def read_texts(files, limit):
@@ -186,7 +236,13 @@ def cosines(vectors, oracle):
     return {"mean": float(each.mean()), "least": float(each.min())}
 
 
-def table(results, rows, tolerance, baseline_name):
+def failure(reason):
+    """As a cell of a table."""
+    reason = " ".join(reason.split()).replace("|", "\\|")
+    return f"**failed: {reason if len(reason) <= 300 else reason[:300] + '…'}**"
+
+
+def table(results, rows, baseline_name):
     """Markdown. The speed of an engine whose vectors are wrong is left out."""
     lines = [
         f"| engine | setting | texts/s | × {baseline_name} | tokens/s | CPU s a round | peak MiB | difference |",
@@ -194,6 +250,9 @@ def table(results, rows, tolerance, baseline_name):
     ]
     baseline = results.get(baseline_name)
     for name, result in results.items():
+        if result["failed"]:
+            lines.append(f"| {name} | {failure(result['failed'])} | | | | | | |")
+            continue
         difference = "oracle" if name == ORACLE else "not compared"
         if result["max_difference"] is not None and name != ORACLE:
             difference = f"{result['max_difference']:.1e}"
@@ -205,7 +264,7 @@ def table(results, rows, tolerance, baseline_name):
             continue
         seconds = [turn["seconds"] for turn in result["rounds"]]
         ratio = ""
-        if baseline and not baseline["wrong"]:
+        if baseline and not baseline["failed"] and not baseline["wrong"]:
             pairs = zip(baseline["rounds"], result["rounds"])
             ratio = spread([theirs["seconds"] / ours["seconds"] for theirs, ours in pairs], 2)
         speed = spread([rows / s for s in seconds], 1)
@@ -272,54 +331,75 @@ def arguments():
     return args
 
 
+def finite(value):
+    """JSON has neither infinity nor NaN: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [finite(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(out, report):
+    if out:
+        out.write_text(json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
+
+
+def compare(results, vectors, args):
+    """Each engine's vectors with those of the oracle, if that is there."""
+    if ORACLE not in vectors:
+        return
+    oracle = vectors[ORACLE]
+    for name, of_engine in vectors.items():
+        result = results[name]
+        same_shape = of_engine.shape == oracle.shape
+        if same_shape and (name in INT8_PEERS or (name == "berthier" and args.precision == "int8")):
+            result["cosines"] = cosines(of_engine, oracle)
+            result["wrong"] = not result["cosines"]["mean"] >= LEAST_COSINE
+            continue
+        difference = float(np.abs(of_engine - oracle).max()) if same_shape else float("inf")
+        # not (a <= b): NaN is wrong, too
+        result["max_difference"], result["wrong"] = difference, not difference <= args.tolerance
+
+
 def main():
     args = arguments()
     lines = read_texts(args.texts, args.limit)
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        texts = scratch / "texts.txt"
-        texts.write_text("\n".join(lines) + "\n", "utf-8")
-
-        engines, results, vectors = [], {}, {}
-        for name in args.engines:
-            print(f"{name}: load and tune", file=sys.stderr)
-            engine = engine_of(name, args, texts)
-            results[name] = engine.prepare() | {"rounds": []}
-            vectors[name] = engine.vectors(scratch / f"{name}.npy")
-            engines.append(engine)
-
-        for turn in range(args.rounds):
-            for engine in in_turn(engines, turn):
-                time.sleep(SETTLE_SECONDS)
-                done = engine.round()
-                results[engine.name]["rounds"].append(done)
-                print(f"round {turn + 1} {engine.name}: {len(lines) / done['seconds']:.1f} texts/s", file=sys.stderr)
-        for engine in engines:
-            results[engine.name]["peak_mib"] = round(engine.peak_mib(), 1)
-            engine.close()
-
-    oracle = vectors.get(ORACLE)
-    for name, result in results.items():
-        result["max_difference"], result["cosines"], result["wrong"] = None, None, False
-        if oracle is not None and (name in INT8_PEERS or (name == "berthier" and args.precision == "int8")):
-            result["cosines"] = cosines(vectors[name], oracle)
-            result["wrong"] = not result["cosines"]["mean"] >= LEAST_COSINE
-        elif oracle is not None:
-            same_shape = vectors[name].shape == oracle.shape
-            difference = float(np.abs(vectors[name] - oracle).max()) if same_shape else float("inf")
-            # not (a <= b): NaN is wrong, too
-            result["max_difference"], result["wrong"] = difference, not difference <= args.tolerance
-
     run = about(args) | {"texts": len(lines)}
-    print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, "
-          f"{args.threads} thread(s), {len(lines)} texts, {args.rounds} rounds: median (min to max)\n")
-    print(table(results, len(lines), args.tolerance, args.baseline))
-    if args.out:
-        # JSON has neither infinity nor NaN
-        for result in results.values():
-            if result["max_difference"] is not None and not np.isfinite(result["max_difference"]):
-                result["max_difference"] = None
-        args.out.write_text(json.dumps(run | {"engines": results}, indent=2, allow_nan=False) + "\n")
+    unknown = dict.fromkeys(["version", "setting", "tokens", "peak_mib", "max_difference", "cosines", "failed"])
+    results = {name: unknown | {"wrong": False, "rounds": []} for name in args.engines}
+
+    with tempfile.TemporaryDirectory() as scratch, Engines(args, Path(scratch) / "texts.txt") as engines:
+        engines.texts.write_text("\n".join(lines) + "\n", "utf-8")
+
+        def prepare(name):
+            print(f"{name}: load and tune", file=sys.stderr)
+            engine = engines.start(name)
+            results[name].update(engine.prepare())
+            return engine.vectors(Path(scratch) / f"{name}.npy")
+
+        compare(results, engines.each(prepare), args)
+        for turn in range(args.rounds):
+
+            def once(name):
+                time.sleep(SETTLE_SECONDS)
+                done = engines.running[name].round()
+                print(f"round {turn + 1} {name}: {len(lines) / done['seconds']:.1f} texts/s", file=sys.stderr)
+                return done
+
+            for name, done in engines.each(once, turn).items():
+                results[name]["rounds"].append(done)
+        for name, mib in engines.peak_mib().items():
+            results[name]["peak_mib"] = mib
+        for name, why in engines.failed.items():
+            results[name]["failed"] = why
+
+    print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, {args.threads} thread(s), {len(lines)} texts, "
+          f"{args.rounds} rounds: median (min to max)\n")
+    print(table(results, len(lines), args.baseline))
+    write(args.out, run | {"engines": results})
+    if any(result["failed"] for result in results.values()):
+        raise SystemExit("an engine failed")
     if any(result["wrong"] for result in results.values()):
         raise SystemExit("an engine's vectors are wrong")
 

@@ -11,7 +11,9 @@ import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def check_modules(model):
     pooling = json.loads((model / "1_Pooling" / "config.json").read_text())
     modes = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
     if kinds != ["Transformer", "Pooling", "Normalize"] or modes != ["pooling_mode_mean_tokens"]:
-        raise SystemExit(f"{model}: modules {kinds}, pooling {modes}: mean pooling and Normalize needed")
+        raise ValueError(f"{model}: modules {kinds}, pooling {modes}: mean pooling and Normalize needed")
 
 
 def converted(cache, model, name, make):
@@ -229,7 +231,15 @@ class CTranslate2:
     def convert(model, path):
         import ctranslate2
 
-        ctranslate2.converters.TransformersConverter(str(model)).convert(str(path))
+        with tempfile.TemporaryDirectory() as copy:
+            for file in model.iterdir():
+                (Path(copy) / file.name).symlink_to(file)
+            config = Path(copy) / "config.json"
+            # the converter wants what transformers 5 does not write where it is the default
+            content = {"position_embedding_type": "absolute"} | json.loads(config.read_text())
+            config.unlink()
+            config.write_text(json.dumps(content))
+            ctranslate2.converters.TransformersConverter(copy).convert(str(path))
 
     def embed(self, texts, setting):
         def compute(ids):
@@ -315,37 +325,48 @@ def tune(engine, texts):
     return min(best, key=best.get)
 
 
-def main():
-    # libraries print what they like: it goes to stderr, and the answers have the pipe to themselves
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def serve(answer):
     name, model, cache, threads = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     engine = ENGINES[name](model, cache, threads)
     texts, setting = [], engine.settings[0]
     for line in sys.stdin:
         request = json.loads(line)
-        answer = {}
         match request["do"]:
             case "load":
                 texts = read_texts(request["texts"])
+                answer({})
             case "tune":
                 setting = tune(engine, texts)
                 engine.embed(texts, setting)
-                answer = {
-                    "version": engine.version,
-                    "setting": f"{setting[0]}, batch {setting[1]}",
-                    "tokens": engine.tokens.count(texts),
-                }
+                chosen = f"{setting[0]}, batch {setting[1]}"
+                answer({"version": engine.version, "setting": chosen, "tokens": engine.tokens.count(texts)})
             case "round":
-                answer = timed(lambda: engine.embed(texts, setting))
+                answer(timed(lambda: engine.embed(texts, setting)))
             case "calls":
-                answer = calls(engine, read_texts(request["texts"]), request["batch"], request["samples"])
+                answer(calls(engine, read_texts(request["texts"]), request["batch"], request["samples"]))
             case "memory":
-                answer = {"peak_resident_bytes": peak_resident_bytes()}
+                answer({"peak_resident_bytes": peak_resident_bytes()})
             case "vectors":
                 np.save(request["path"], engine.embed(texts, setting).astype(np.float32))
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+                answer({})
+
+
+def main():
+    # libraries print what they like: it goes to stderr, and the answers have the pipe to themselves
+    pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(content):
+        pipe.write(json.dumps(content) + "\n")
+        pipe.flush()
+
+    try:
+        serve(answer)
+    except Exception as error:
+        traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        answer({"failed": f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno}: {where.line})"})
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ use candle_transformers::models::bert::{BertModel, Config};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 use tokenizers::{Tokenizer, TruncationParams};
 
@@ -100,7 +101,13 @@ fn save(path: &str, vectors: &[Vec<f32>]) -> Result<()> {
     Ok(std::fs::write(path, bytes)?)
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    let Err(error) = run() else { return ExitCode::SUCCESS };
+    println!("{}", json!({"failed": format!("{error:#}")}));
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<()> {
     let dir = std::env::args().nth(1).context("the model's directory")?;
     let engine = Engine::load(Path::new(&dir))?;
     let (mut texts, mut batch_size) = (Vec::new(), BATCH_SIZES[0]);
