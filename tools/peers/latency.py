@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import SETTLE_SECONDS, Engines, about, common_arguments, engine_of, failure, parsed, read_texts, spread, write
+from run import SETTLE_SECONDS, Engines, about, common_arguments, engine_of, failure, measured, parsed, read_texts, spread, write
 
 # texts of each length: their calls take turns, so that no branch or cache knows one by heart
 TEXTS = 20
@@ -70,7 +70,7 @@ def main():
     args = parsed(parser)
     lines = read_texts(args.texts, None)
     run = about(args) | {"samples": args.samples}
-    rounds, starts = {}, {name: [] for name in args.engines}
+    rounds, memory, starts = {}, {}, {name: [] for name in args.engines}
     with tempfile.TemporaryDirectory() as scratch, Engines(args, Path(scratch) / "first.txt") as engines:
         questions = {}
 
@@ -90,36 +90,46 @@ def main():
             for path, batch in questions.values():
                 engines.running[name].calls(path, batch, 5)
 
-        engines.each(engines.start)
-        engines.each(warm_up)
-        for turn in range(args.rounds):
+        def measure():
+            engines.each(engines.start)
+            engines.each(warm_up)
+            for turn in range(args.rounds):
 
-            def calls(name):
-                answers = {}
-                for question, (path, batch) in questions.items():
-                    time.sleep(SETTLE_SECONDS)
-                    answers[question] = engines.running[name].calls(path, batch, args.samples)
-                print(f"round {turn + 1} {name}", file=sys.stderr)
-                return answers
+                def calls(name):
+                    answers = {}
+                    for question, (path, batch) in questions.items():
+                        time.sleep(SETTLE_SECONDS)
+                        answers[question] = engines.running[name].calls(path, batch, args.samples)
+                    print(f"round {turn + 1} {name}", file=sys.stderr)
+                    return answers
 
-            for name, answers in engines.each(calls, turn).items():
-                for question, answer in answers.items():
-                    rounds.setdefault(question, {}).setdefault(name, []).append(answer)
-        memory = engines.peak_mib()
-        engines.close()
-        for turn in range(args.rounds if args.cold_start else 0):
-            for name, ms in engines.each(lambda name: first_call(name, args, engines.texts), turn).items():
-                starts[name].append(ms)
-    report(args, run, rounds, memory, starts, engines.failed)
-    result = {"calls": rounds, "peak_mib": memory, "first_vector_ms": starts, "failed": engines.failed}
-    write(args.out, run | result)
+                for name, answers in engines.each(calls, turn).items():
+                    for question, answer in answers.items():
+                        rounds.setdefault(question, {}).setdefault(name, []).append(answer)
+                memory.update(engines.peak_mib())
+                save(complete=False)
+            engines.close()
+            for turn in range(args.rounds if args.cold_start else 0):
+                for name, ms in engines.each(lambda name: first_call(name, args, engines.texts), turn).items():
+                    starts[name].append(ms)
+                save(complete=False)
+
+        def save(complete):
+            result = {"calls": rounds, "peak_mib": memory, "first_vector_ms": starts, "failed": engines.failed}
+            write(args.out, run | {"complete": complete} | result)
+
+        complete = measured(measure, save)
+    report(args, run, complete, rounds, memory, starts, engines.failed)
+    if not complete:
+        raise SystemExit("interrupted")
     if engines.failed:
         raise SystemExit("an engine failed")
 
 
-def report(args, run, rounds, memory, starts, failed):
+def report(args, run, complete, rounds, memory, starts, failed):
+    made = max((len(turns) for answers in rounds.values() for turns in answers.values()), default=0)
     print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, {args.threads} thread(s), "
-          f"{args.rounds} rounds of {args.samples} calls: median (min to max) of the rounds' medians\n")
+          f"{made} {'' if complete else f'of {args.rounds} '}rounds of {args.samples} calls: median (min to max) of the rounds' medians\n")
     print("| call | engine | p50 ms | p99 ms | CPU ms | wall / best peer | CPU / best peer |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, answers in rounds.items():
@@ -145,7 +155,8 @@ def report(args, run, rounds, memory, starts, failed):
         if name in failed:
             print(f"| {name} | {failure(failed[name])} | |")
         else:
-            print(f"| {name} | {memory[name]:.0f} | {spread(starts[name], 0) if starts[name] else '-'} |")
+            mib = f"{memory[name]:.0f}" if name in memory else "-"
+            print(f"| {name} | {mib} | {spread(starts[name], 0) if starts[name] else '-'} |")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -56,7 +57,8 @@ class Peer:
         if name == "candle":
             command = [str(CANDLE), str(args.model)]
         pipes = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, env=env, **pipes)
+        # Ctrl-C is for the parent alone, which ends its workers
+        self.process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)
         try:
             self.ask(do="load", texts=str(texts))
         except BaseException:
@@ -253,6 +255,9 @@ def table(results, rows, baseline_name):
         if result["failed"]:
             lines.append(f"| {name} | {failure(result['failed'])} | | | | | | |")
             continue
+        if not result["rounds"]:
+            lines.append(f"| {name} | no round | | | | | | |")
+            continue
         difference = "oracle" if name == ORACLE else "not compared"
         if result["max_difference"] is not None and name != ORACLE:
             difference = f"{result['max_difference']:.1e}"
@@ -264,7 +269,7 @@ def table(results, rows, baseline_name):
             continue
         seconds = [turn["seconds"] for turn in result["rounds"]]
         ratio = ""
-        if baseline and not baseline["failed"] and not baseline["wrong"]:
+        if baseline and baseline["rounds"] and not baseline["failed"] and not baseline["wrong"]:
             pairs = zip(baseline["rounds"], result["rounds"])
             ratio = spread([theirs["seconds"] / ours["seconds"] for theirs, ours in pairs], 2)
         speed = spread([rows / s for s in seconds], 1)
@@ -341,8 +346,25 @@ def finite(value):
 
 
 def write(out, report):
+    """JSON that is there as a whole or as it was before, whenever the run is ended."""
     if out:
-        out.write_text(json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
+        part = out.with_name(f"{out.name}.part")
+        part.write_text(json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
+        os.replace(part, out)
+
+
+def measured(measure, save):
+    """Has `measure` run, which saves what it has after each round; whether it came to its end, and not to Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    save(complete=False)
+    try:
+        measure()
+    except KeyboardInterrupt:
+        print("interrupted: what there is of complete rounds follows", file=sys.stderr)
+        save(complete=False)
+        return False
+    save(complete=True)
+    return True
 
 
 def compare(results, vectors, args):
@@ -378,26 +400,35 @@ def main():
             results[name].update(engine.prepare())
             return engine.vectors(Path(scratch) / f"{name}.npy")
 
-        compare(results, engines.each(prepare), args)
-        for turn in range(args.rounds):
+        def measure():
+            compare(results, engines.each(prepare), args)
+            for turn in range(args.rounds):
 
-            def once(name):
-                time.sleep(SETTLE_SECONDS)
-                done = engines.running[name].round()
-                print(f"round {turn + 1} {name}: {len(lines) / done['seconds']:.1f} texts/s", file=sys.stderr)
-                return done
+                def once(name):
+                    time.sleep(SETTLE_SECONDS)
+                    done = engines.running[name].round()
+                    print(f"round {turn + 1} {name}: {len(lines) / done['seconds']:.1f} texts/s", file=sys.stderr)
+                    return done
 
-            for name, done in engines.each(once, turn).items():
-                results[name]["rounds"].append(done)
-        for name, mib in engines.peak_mib().items():
-            results[name]["peak_mib"] = mib
-        for name, why in engines.failed.items():
-            results[name]["failed"] = why
+                for name, done in engines.each(once, turn).items():
+                    results[name]["rounds"].append(done)
+                for name, mib in engines.peak_mib().items():
+                    results[name]["peak_mib"] = mib
+                save(complete=False)
 
+        def save(complete):
+            for name, why in engines.failed.items():
+                results[name]["failed"] = why
+            write(args.out, run | {"complete": complete, "engines": results})
+
+        complete = measured(measure, save)
+
+    rounds = max(len(result["rounds"]) for result in results.values())
     print(f"{run['date']}, commit {run['commit']}, {run['machine']['cpu']}, {args.threads} thread(s), {len(lines)} texts, "
-          f"{args.rounds} rounds: median (min to max)\n")
+          f"{rounds} {'' if complete else f'of {args.rounds} '}rounds: median (min to max)\n")
     print(table(results, len(lines), args.baseline))
-    write(args.out, run | {"engines": results})
+    if not complete:
+        raise SystemExit("interrupted")
     if any(result["failed"] for result in results.values()):
         raise SystemExit("an engine failed")
     if any(result["wrong"] for result in results.values()):
