@@ -6,7 +6,7 @@ use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{ModelDesc, Weights};
 use crate::threads::Threads;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Sub};
 use std::time::Duration;
 
 mod choice;
@@ -78,6 +78,11 @@ pub trait Backend: Send {
         None
     }
 
+    /// How the kernels of all its batches so far were launched; none of a device that launches none.
+    fn launches(&self) -> Option<Launches> {
+        None
+    }
+
     /// Has the device's own caches forget what they hold, and waits for it; says how many bytes were written for that, 0 where
     /// there are none but the host's. No batch is in flight.
     ///
@@ -102,6 +107,42 @@ impl AddAssign for DeviceTime {
     fn add_assign(&mut self, other: Self) {
         self.total += other.total;
         self.kernels += other.kernels;
+    }
+}
+
+/// Batches of GPUs, by how their kernels were launched: not how that was asked for, but how it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Launches {
+    /// One kernel behind the other.
+    pub kernel_by_kernel: usize,
+    /// All kernels as a CUDA graph.
+    pub graph: usize,
+    /// In one launch, on the whole grid.
+    pub grid: usize,
+    /// In one launch, in clusters.
+    pub clusters: usize,
+}
+
+impl AddAssign for Launches {
+    fn add_assign(&mut self, other: Self) {
+        self.kernel_by_kernel += other.kernel_by_kernel;
+        self.graph += other.graph;
+        self.grid += other.grid;
+        self.clusters += other.clusters;
+    }
+}
+
+impl Sub for Launches {
+    type Output = Self;
+
+    /// Those since `earlier`. A device that has failed in between takes its batches with it: no count is below 0.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            kernel_by_kernel: self.kernel_by_kernel.saturating_sub(earlier.kernel_by_kernel),
+            graph: self.graph.saturating_sub(earlier.graph),
+            grid: self.grid.saturating_sub(earlier.grid),
+            clusters: self.clusters.saturating_sub(earlier.clusters),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! For measurements: what devices took by their own clocks, and cold caches.
+//! For measurements: what devices took by their own clocks, how kernels were launched, and cold caches.
 
 use super::Embedder;
-use crate::backend::DeviceTime;
+use crate::backend::{DeviceTime, Launches};
 use crate::error::Result;
 
 impl Embedder {
@@ -33,6 +33,19 @@ impl Embedder {
             Ok(())
         })?;
         called.map(|()| sum)
+    }
+
+    /// How the kernels of all batches so far were launched, on the devices that have not failed; none where nothing but the host
+    /// computes. What calls add is the difference of two.
+    pub fn launches(&self) -> Option<Launches> {
+        let mut sum = None;
+        let told = self.shared.crew.each(|backend| {
+            if let Some(launches) = backend.launches() {
+                *sum.get_or_insert_with(Launches::default) += launches;
+            }
+            Ok(())
+        });
+        told.ok().and(sum)
     }
 
     /// Has the devices' own caches forget what they hold, as other work between calls would; says how many bytes were written for

@@ -3,10 +3,12 @@
 use crate::counting;
 use crate::golden::fixtures;
 use crate::models::{LAUNCHES, batch, desc, matches_reference, run, sequences};
+use crate::recorded::rows_of;
 use crate::stand_in::on_stand_in;
 use berthier::backend::{Backend, BackendOptions, Device, DeviceTime, PersistentKernel, Precision, open};
 use berthier::model::Weights;
 use berthier::{Embedder, Error, Options, Threads};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::process::Command;
@@ -323,6 +325,24 @@ fn a_sweep_without_memory_is_an_error() {
     });
 }
 
+/// What `berthier bench latency` prints of the small model in fp16, behind one warm-up call.
+fn bench(more: &[&str]) -> String {
+    let model = fixtures().join("tiny/no-modules/model");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_berthier"));
+    command.args(["bench", "latency", "--device", "cuda:0", "--precision", "fp16"]);
+    command.args(["--warmup", "1", "--model"]).arg(&model).args(more);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Its words of the table's line that begins with these.
+fn row<'t>(table: &'t str, begin: &str) -> Vec<&'t str> {
+    let of = |line: &'t str| line.split_whitespace().collect::<Vec<_>>();
+    let found = table.lines().map(of).find(|words| words.join(" ").starts_with(begin));
+    found.unwrap_or_else(|| panic!("no {begin} in {table}"))
+}
+
 /// `berthier bench latency`: the GPU's time beside the host's, in the table, the JSON, the plot and a comparison.
 #[test]
 fn bench_tells_the_gpus_time_and_the_hosts() {
@@ -336,21 +356,14 @@ fn bench_tells_the_gpus_time_and_the_hosts() {
     on_stand_in(name, &switches, || {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let model = fixtures().join("tiny/no-modules/model");
-        let bench = |more: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_berthier"));
-            command.args(["bench", "latency", "--device", "cuda:0", "--precision", "fp16"]);
-            command.args(["--persistent-kernel", "always", "--lengths", "6", "--batch-sizes", "1"]);
-            command.args(["--samples", "10", "--warmup", "1", "--model"]).arg(&model).args(more);
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8(output.stdout).unwrap()
-        };
+        let what =
+            ["--persistent-kernel", "always", "--lengths", "6", "--batch-sizes", "1", "--samples", "10"];
+        let bench = |more: &[&str]| bench(&[&what, more].concat());
         let text = bench(&["--json", "--plot", path("a.svg").to_str().unwrap()]);
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
         let names: Vec<_> = json["series"].as_array().unwrap().iter().map(|s| &s["name"]).collect();
         assert_eq!(names, ["latency text 6x1", "latency ids 6x1", "gpu 6x1", "gpu-kernels 6x1"]);
-        let close = |value: &serde_json::Value, want: f64| (value.as_f64().unwrap() - want).abs() < 0.1;
+        let close = |value: &Value, want: f64| (value.as_f64().unwrap() - want).abs() < 0.1;
         for (i, want) in [(2, 16.0), (3, 10.0)] {
             let samples = json["series"][i]["samples"].as_array().unwrap();
             assert!(samples.len() == 10 && samples.iter().all(|s| close(s, want)), "{samples:?}");
@@ -364,14 +377,85 @@ fn bench_tells_the_gpus_time_and_the_hosts() {
 
         std::fs::write(path("then.json"), text).unwrap();
         let table = bench(&["--cold", "--compare", path("then.json").to_str().unwrap()]);
-        let row = |name: &str| -> Vec<&str> {
-            let line = table.lines().find(|line| line.split_whitespace().next() == Some(name));
-            line.unwrap_or_else(|| panic!("no {name} in {table}")).split_whitespace().collect()
-        };
-        assert_eq!(row("gpu"), ["gpu", "16.0", "16.0", "-", "-", "16.0", "16.0"]);
-        assert_eq!(row("gpu-kernels"), ["gpu-kernels", "10.0", "10.0", "-", "-", "10.0", "10.0"]);
+        let of_gpu = ["gpu", "16.0", "16.0", "-", "-", "16.0", "16.0", "grid"];
+        assert_eq!(row(&table, "gpu "), of_gpu);
+        let of_kernels = ["gpu-kernels", "10.0", "10.0", "-", "-", "10.0", "10.0", "grid"];
+        assert_eq!(row(&table, "gpu-kernels "), of_kernels);
         assert!(table.contains("and 100 MiB on the GPU swept"), "{table}");
         let compared = table.lines().find(|line| line.starts_with("gpu-kernels 6x1 ")).unwrap();
         assert!(compared.contains("1.000") && compared.contains("no difference shown"), "{compared}");
+    });
+}
+
+/// `berthier bench latency --json` of two texts of 6 tokens, and of eight of 40: more tokens than one launch takes.
+fn bench_of_two_sizes(more: &[&str]) -> Value {
+    let text =
+        bench(&[&["--json", "--lengths", "6,40", "--batch-sizes", "2,8", "--samples", "3"], more].concat());
+    serde_json::from_str(&text).unwrap()
+}
+
+/// How the batches of so many texts and tokens were launched: from text, from ids, and by the GPU's clock.
+fn launches(said: &Value, texts: usize, tokens: usize) -> [&Value; 3] {
+    let of = |from: &str| {
+        let is = |p: &&Value| p["from"] == from && p["texts"] == texts && p["tokens"] == tokens;
+        said["points"].as_array().unwrap().iter().find(is).expect("a point of this size")
+    };
+    [&of("text")["launches"], &of("ids")["launches"], &of("ids")["gpu_launches"]]
+}
+
+/// What `recorded.py` makes of these measurements, in a log with the GPU's name; none without Python.
+fn recorded_rows(name: &str, ways: &[(&str, &Value)]) -> Option<String> {
+    let lines = ways.iter().map(|(way, said)| {
+        let said = json!({"points": said["points"]});
+        format!("{}\n", json!({"sizes": [32, 72, 1, 1], "one_launch": way, "said": said}))
+    });
+    rows_of("one_launch", name, &format!("{{\"device\": \"Invented 9\"}}\n{}", lines.collect::<String>()))
+}
+
+#[test]
+fn bench_tells_how_batches_were_launched() {
+    let name = "latency::bench_tells_how_batches_were_launched";
+    on_stand_in(name, &[("BERTHIER_EMU_MULTIPROCESSORS", "36")], || {
+        let way = |asked| bench_of_two_sizes(&["--persistent-kernel", asked]);
+        let [never, grid, clusters] = ["never", "grid", "clusters"].map(way);
+        // the warm-up is the first slot's; the second one meets its shape in the first call that counts
+        let all = json!({"graph": 3});
+        assert_eq!(launches(&never, 2, 6), [&json!({"graph": 2, "kernel_by_kernel": 1}), &all, &all]);
+        for (said, asked) in [(&grid, "grid"), (&clusters, "clusters")] {
+            assert_eq!(launches(said, 2, 6), [&json!({asked: 3}); 3], "{asked}");
+            assert_eq!(launches(said, 8, 40), launches(&never, 8, 40), "320 tokens");
+        }
+        let alone = bench_of_two_sizes(&["--persistent-kernel", "never", "--no-cuda-graphs"]);
+        assert_eq!(launches(&alone, 2, 6), [&json!({"kernel_by_kernel": 3}); 3]);
+        let of_table = ["--lengths", "6", "--batch-sizes", "2", "--samples", "3"];
+        let table = bench(&[&of_table[..], &["--persistent-kernel", "never"]].concat());
+        assert!(table.lines().any(|line| line.ends_with("max  launched")), "{table}");
+        assert!(
+            row(&table, "text 6 2").ends_with(&["kernel", "by", "kernel", "1,", "graph", "2"]),
+            "{table}"
+        );
+        assert_eq!(row(&table, "gpu ").last(), Some(&"graph"), "{table}");
+
+        let ways = [("never", &never), ("grid", &grid), ("clusters", &clusters)];
+        let Some(rows) = recorded_rows("launched", &ways) else { return };
+        assert!(rows.starts_with("Invented 9\t32\t72\t1\t1\t") && rows.lines().count() == 1, "{rows}");
+        let swapped = [("never", &never), ("grid", &clusters), ("clusters", &clusters)];
+        assert_eq!(recorded_rows("swapped", &swapped).as_deref(), Some("\n"));
+    });
+}
+
+/// The driver refuses to run all blocks at once: what is measured is not what was asked for, which is told and not recorded.
+#[test]
+fn bench_tells_that_one_launch_was_refused() {
+    let name = "latency::bench_tells_that_one_launch_was_refused";
+    let switches = [("BERTHIER_EMU_MULTIPROCESSORS", "36"), ("BERTHIER_EMU_REFUSE_TOGETHER", "1")];
+    on_stand_in(name, &switches, || {
+        let way = |asked| bench_of_two_sizes(&["--persistent-kernel", asked]);
+        let [never, grid, clusters] = ["never", "grid", "clusters"].map(way);
+        for said in [&grid, &clusters] {
+            assert_eq!(launches(said, 2, 6), launches(&never, 2, 6));
+        }
+        let ways = [("never", &never), ("grid", &grid), ("clusters", &clusters)];
+        assert!(recorded_rows("refused", &ways).is_none_or(|rows| rows == "\n"));
     });
 }

@@ -342,6 +342,8 @@ fn a_refused_launch_goes_kernel_by_kernel() {
             let ran = ran(trace, 0);
             assert!(ran.len() > 10, "{ran:?}");
             assert!(!ran.iter().any(|name| name.starts_with("persistent_encoder")), "{ran:?}");
+            let told = cuda.launches().expect("a GPU launches");
+            assert!(told.kernel_by_kernel > 0 && (told.grid, told.clusters) == (0, 0), "{told:?}");
         });
     }
 }

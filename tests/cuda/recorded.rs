@@ -23,8 +23,11 @@ const SIZES: [[usize; 2]; 9] =
 fn latency(sizes: [usize; 4], way: &str, us: [f64; SIZES.len()]) -> String {
     let points = SIZES.iter().zip(us).flat_map(|([tokens, texts], us)| {
         let point = |more: String| format!(r#"{{"tokens": {tokens}, "texts": {texts}{more}}}"#);
+        let launched = if way == "never" || tokens * texts > 256 { "graph" } else { way };
+        let of_gpu =
+            format!(r#", "gpu_us": {{"p50": {us}, "p99": null}}, "gpu_launches": {{"{launched}": 9}}"#);
         // from text the GPU's clock is not read
-        [point(String::new()), point(format!(r#", "gpu_us": {{"p50": {us}, "p99": null}}"#))]
+        [point(String::new()), point(of_gpu)]
     });
     let points: Vec<String> = points.collect();
     let said = format!(r#"{{"device": "Invented 9, fp16", "points": [{}]}}"#, points.join(", "));
@@ -59,7 +62,7 @@ fn recorded_py(arguments: &[&Path]) -> Option<String> {
 }
 
 /// Its rows of a log.
-fn rows_of(kind: &str, name: &str, log: &str) -> Option<String> {
+pub(crate) fn rows_of(kind: &str, name: &str, log: &str) -> Option<String> {
     let path = scratch(name).join("bench.log");
     fs::write(&path, log).unwrap();
     recorded_py(&[Path::new(kind), &path])
@@ -111,7 +114,7 @@ fn recorded_tiles_are_taken_where_they_were_measured() {
 #[test]
 fn recorded_limits_of_one_launch_are_taken_where_they_were_measured() {
     let [minilm, base, large] = [[384, 1536, 6, 12], [768, 3072, 12, 12], [1024, 4096, 24, 16]];
-    let small = [256, 1024, 4, 4];
+    let [small, refused, untold] = [[256, 1024, 4, 4], [512, 2048, 4, 8], [512, 2048, 8, 8]];
     let log = [
         KERNELS.lines().next().unwrap(),
         "\n[bench] latency, 99 s left\n",
@@ -128,6 +131,14 @@ fn recorded_limits_of_one_launch_are_taken_where_they_were_measured() {
         &latency(small, "never", [50.0; SIZES.len()]),
         &latency(small, "grid", [60.0; SIZES.len()]),
         &latency(small, "clusters", [40.0, 51.0, 40.0, 40.0, 40.0, 40.0, 40.0, 40.0, 40.0]),
+        // of another one the driver refused a launch, or it is not told how it was launched
+        &latency(refused, "never", [170.0; SIZES.len()]),
+        &latency(refused, "grid", [140.0; SIZES.len()]).replacen(r#"{"grid""#, r#"{"graph": 5, "grid""#, 1),
+        &latency(refused, "clusters", [150.0; SIZES.len()]),
+        &latency(untold, "never", [170.0; SIZES.len()]),
+        &latency(untold, "grid", [140.0; SIZES.len()]),
+        &latency(untold, "clusters", [150.0; SIZES.len()])
+            .replace(r#", "gpu_launches": {"clusters": 9}"#, ""),
         // one way is missing, and the last line is torn
         &latency(large, "never", [170.0; SIZES.len()]),
         &latency(large, "grid", [140.0; SIZES.len()]),

@@ -15,8 +15,8 @@ from pathlib import Path
 USUAL_SEQUENCE, MOST_TOKENS = 128, 256
 # and clusters that compete for what they read: no more than most GPUs that have clusters have
 SIDE_BY_SIDE = 4
-# --persistent-kernel
-WAYS = ["never", "grid", "clusters"]
+# --persistent-kernel, and how batches of up to MOST_TOKENS are launched where it is done as asked for
+WAYS = {"never": {"kernel_by_kernel", "graph"}, "grid": {"grid"}, "clusters": {"clusters"}}
 
 
 def items(log):
@@ -46,20 +46,35 @@ def tiles(log):
             yield row(*product, first, m, tile, splits)
 
 
+def of_limits(said):
+    """The points of `berthier bench latency` that limits are made of: by the GPU's clock, of batches that one launch may take."""
+    return [p for p in said["points"] if "gpu_us" in p and p["tokens"] * p["texts"] <= MOST_TOKENS]
+
+
+def otherwise(way, said):
+    """The batches, in words, that were not launched in this way, whatever was asked for: a driver may refuse."""
+    found = [(p["texts"], p["tokens"], set(p.get("gpu_launches", {}))) for p in of_limits(said)]
+    return [f"{texts} x {tokens} tokens as {sorted(ways)}" for texts, tokens, ways in found if not ways or ways - WAYS[way]]
+
+
 def one_launch(log):
     """Of an encoder, up to how many tokens one launch was quicker at every size that was measured, by the GPU's clock with copies: the
-    grid than kernels one by one, and clusters with a text each than both. None where not every way was measured."""
+    grid than kernels one by one, and clusters with a text each than both. None where not every way was measured, all batches in it."""
     times = {}
     for gpu, item in items(log):
-        if "one_launch" in item:
-            points = [p for p in item["said"]["points"] if "gpu_us" in p]
-            us = {(p["tokens"], p["texts"]): p["gpu_us"]["p50"] for p in points}
-            times.setdefault((gpu, *item["sizes"]), {})[item["one_launch"]] = us
+        if "one_launch" not in item:
+            continue
+        way, said = item["one_launch"], item["said"]
+        if wrong := otherwise(way, said):
+            print(f"one_launch.tsv: no row of {item['sizes']} on {gpu}: not '{way}', but " + "; ".join(wrong), file=sys.stderr)
+            continue
+        us = {(p["tokens"], p["texts"]): p["gpu_us"]["p50"] for p in of_limits(said)}
+        times.setdefault((gpu, *item["sizes"]), {})[way] = us
     for encoder, ways in sorted(times.items()):
         if set(WAYS) - set(ways) or not ways["never"]:
             continue
         never, grid, clusters = (ways[way] for way in WAYS)
-        batches = [(tokens, texts) for tokens, texts in sorted(never) if tokens * texts <= MOST_TOKENS]
+        batches = sorted(never)
         usual = {tokens * texts: (tokens, texts) for tokens, texts in batches if texts == 1 or tokens == USUAL_SEQUENCE}
         shares = {n: [(tokens, texts) for tokens, texts in batches if tokens == n and texts <= SIDE_BY_SIDE] for n, _ in batches}
         on_grid = most(usual, lambda n: grid[usual[n]] < never[usual[n]])

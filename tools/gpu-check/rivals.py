@@ -422,11 +422,14 @@ class Benchmark:
             return {"points": []}
         for point in said["points"]:
             row = {"model": name, "one launch": way} | {k: point[k] for k in ("from", "tokens", "texts", "samples")}
+            row |= {"launched": ", ".join(point.get("launches", {}) | point.get("gpu_launches", {}))}
             row |= {k: round(v, 1) for k, v in point["latency_us"].items() if v is not None}
             for key in "gpu_us", "gpu_kernels_us":  # where the device computes, from ids
                 if key in point:
                     row |= {f"{key} p50": round(point[key]["p50"], 1)}
             emit(table="latency: berthier, wall us and the GPU's own", row=row)
+        if wrong := recorded.otherwise(way, said):
+            emit(note=f"latency of {name}: not '{way}', and not recorded: " + "; ".join(wrong))
         return said
 
     def their_latency(self):

@@ -74,7 +74,8 @@ Without --rate the next call begins when the last one has ended (a closed loop).
 behind a slow one are slow too, as a user of a service sees it. `service` is then the call alone.
 
 On a GPU the time by its own clock stands below: `gpu` with the copies of ids and vectors, `gpu-kernels` without. These are \
-calls of their own, from ids: taking the time costs some.
+calls of their own, from ids: taking the time costs some. `launched` is how the batches were given to the GPU: kernel by kernel, \
+as a graph, or in one launch on the whole grid or in clusters, whatever was asked for.
 
 A percentile is printed where there are samples enough to tell: p99.9 takes 1000.")]
 pub(crate) struct LatencyArgs {

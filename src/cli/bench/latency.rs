@@ -7,6 +7,7 @@ use super::stats::{Series, percentile, sorted};
 use super::texts::{Words, ids_of, read_lines};
 use super::{BenchError, Report};
 use berthier::Embedder;
+use berthier::backend::Launches;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ struct Times {
     seconds: f64,
     /// Of all threads, over all counted calls and the waits between them.
     cpu_seconds: Option<f64>,
+    /// Of the counted calls' batches.
+    launches: Option<Launches>,
 }
 
 /// The texts of one call, and their token ids end to end.
@@ -128,32 +131,39 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
         args.warmup, "from", "tokens", "texts"
     );
     SHARES.iter().for_each(|(name, _)| table += &format!(" {name:>10}"));
-    table += &format!(" {:>10} {:>10}\n", "min", "max");
+    let launched = if embedder.launches().is_some() { "  launched" } else { "" };
+    table += &format!(" {:>10} {:>10}{launched}\n", "min", "max");
 
     let (mut points, mut series) = (Vec::new(), Vec::new());
     for Point { tokens, batch, calls } in Point::all(args, embedder)? {
         let (mut vectors, mut counts) = (vec![0.0; batch * embedder.dim()], Vec::new());
         for from in ["text", "ids"] {
             let mut turns = calls.iter().cycle();
-            let times = time(&mut arrivals, args.warmup, samples, || match turns.next() {
+            let launches = || embedder.launches();
+            let times = time(&mut arrivals, args.warmup, samples, launches, || match turns.next() {
                 Some(call) if from == "ids" => {
                     embedder.embed_ids_into(&call.ids, &call.offsets, &mut vectors)
                 }
                 Some(call) => embedder.embed_into(&call.texts, &mut vectors, &mut counts),
                 None => Ok(()),
             })?;
-            row(&mut table, &format!("{from:<6} {tokens:>6} {batch:>6}"), &times.latency);
+            let launched = times.launches.map(ways);
+            row(&mut table, &format!("{from:<6} {tokens:>6} {batch:>6}"), &times.latency, &told(&launched));
             if let Arrivals::Open(interval) = arrivals {
-                row(&mut table, "       service      ", &times.service);
+                row(&mut table, "       service      ", &times.service, "");
                 keeping_up(&mut table, &times, interval);
             }
-            points.push(json!({
+            let mut point = json!({
                 "from": from, "tokens": tokens, "texts": batch, "warmup": args.warmup, "samples": samples,
                 "latency_us": summary(&times.latency),
                 "service_us": summary(&times.service),
                 "calls_per_second": samples as f64 / times.seconds,
                 "cpu_us_a_call": times.cpu_seconds.map(|cpu| cpu * 1e6 / samples as f64),
-            }));
+            });
+            if let Some(ways) = launched {
+                point["launches"] = json_of(&ways);
+            }
+            points.push(point);
             series.push(Series {
                 name: format!("latency {from} {tokens}x{batch}"),
                 unit: "us",
@@ -168,10 +178,12 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
             None => Ok(()),
         })?;
         if let (Some(gpu), Some(point)) = (gpu, points.last_mut()) {
+            let launched = gpu.launches.map(ways);
+            point["gpu_launches"] = json_of(launched.as_deref().unwrap_or_default());
             for (name, key, us) in
                 [("gpu", "gpu_us", gpu.total), ("gpu-kernels", "gpu_kernels_us", gpu.kernels)]
             {
-                row(&mut table, &format!("{name:<20}"), &us);
+                row(&mut table, &format!("{name:<20}"), &us, &told(&launched));
                 point[key] = summary(&us);
                 let name = format!("{name} {tokens}x{batch}");
                 series.push(Series { name, unit: "us", less_is_better: true, samples: us });
@@ -192,7 +204,8 @@ pub(super) fn measure(args: &LatencyArgs, embedder: &Embedder) -> Result<Report,
     })
 }
 
-fn row(table: &mut String, point: &str, us: &[f64]) {
+/// `launched`: behind the numbers.
+fn row(table: &mut String, point: &str, us: &[f64], launched: &str) {
     let us = sorted(us.iter().copied());
     table.push_str(point);
     for (_, share) in SHARES {
@@ -200,7 +213,35 @@ fn row(table: &mut String, point: &str, us: &[f64]) {
         // a String takes every write
         let _ = write!(table, " {value:>10}");
     }
-    let _ = writeln!(table, " {:>10} {:>10}", microseconds(us[0]), microseconds(us[us.len() - 1]));
+    let (least, most) = (microseconds(us[0]), microseconds(us[us.len() - 1]));
+    let _ = writeln!(table, " {least:>10} {most:>10}{launched}");
+}
+
+/// How batches were launched, and how many in each way that there was.
+type Ways = Vec<(&'static str, usize)>;
+
+fn ways(launches: Launches) -> Ways {
+    let Launches { kernel_by_kernel, graph, grid, clusters } = launches;
+    let all =
+        [("kernel by kernel", kernel_by_kernel), ("graph", graph), ("grid", grid), ("clusters", clusters)];
+    all.into_iter().filter(|(_, batches)| *batches > 0).collect()
+}
+
+/// For the table: one way's name, several with their batches.
+fn told(launched: &Option<Ways>) -> String {
+    match launched.as_deref() {
+        None => String::new(),
+        Some([(way, _)]) => format!("  {way}"),
+        Some(ways) => {
+            let each: Vec<_> = ways.iter().map(|(way, batches)| format!("{way} {batches}")).collect();
+            format!("  {}", each.join(", "))
+        }
+    }
+}
+
+/// For the JSON.
+fn json_of(ways: &[(&str, usize)]) -> Value {
+    ways.iter().map(|(way, batches)| (way.replace(' ', "_"), Value::from(*batches))).collect()
 }
 
 /// With a tenth where that is a hundredth of it.
@@ -232,6 +273,7 @@ fn time(
     arrivals: &mut Arrivals<'_>,
     warmup: usize,
     samples: usize,
+    launches: impl Fn() -> Option<Launches>,
     mut call: impl FnMut() -> berthier::Result<()>,
 ) -> berthier::Result<Times> {
     for _ in 0..warmup {
@@ -243,6 +285,7 @@ fn time(
         ..Times::default()
     };
     let us = |from: Instant| from.elapsed().as_secs_f64() * 1e6;
+    let launched = launches();
     let (cpu, first) = (cpu_seconds(), Instant::now());
     for i in 0..samples {
         let due = match arrivals {
@@ -264,6 +307,7 @@ fn time(
     }
     times.seconds = first.elapsed().as_secs_f64();
     times.cpu_seconds = cpu.and_then(|start| Some(cpu_seconds()? - start));
+    times.launches = launched.and_then(|before| Some(launches()? - before));
     Ok(times)
 }
 
@@ -284,6 +328,7 @@ struct GpuTimes {
     /// Copies included.
     total: Vec<f64>,
     kernels: Vec<f64>,
+    launches: Option<Launches>,
 }
 
 /// Calls that follow each other as `time` has them; none where nothing but the host computes.
@@ -298,15 +343,22 @@ fn gpu_times(
         return Ok(None);
     }
     let (mut times, mut calls) = (GpuTimes::default(), 0);
-    time(arrivals, warmup, samples, || {
-        let time = embedder.device_time(&mut call)?.unwrap_or_default();
-        calls += 1;
-        if calls > warmup {
-            times.total.push(time.total.as_secs_f64() * 1e6);
-            times.kernels.push(time.kernels.as_secs_f64() * 1e6);
-        }
-        Ok(())
-    })?;
+    let timed = time(
+        arrivals,
+        warmup,
+        samples,
+        || embedder.launches(),
+        || {
+            let time = embedder.device_time(&mut call)?.unwrap_or_default();
+            calls += 1;
+            if calls > warmup {
+                times.total.push(time.total.as_secs_f64() * 1e6);
+                times.kernels.push(time.kernels.as_secs_f64() * 1e6);
+            }
+            Ok(())
+        },
+    )?;
+    times.launches = timed.launches;
     Ok(Some(times))
 }
 
@@ -328,10 +380,15 @@ mod tests {
     use super::*;
     use std::thread::sleep;
 
+    /// Nothing is launched.
+    fn host() -> Option<Launches> {
+        None
+    }
+
     #[test]
     fn time_counts_the_samples_and_not_the_warm_up() {
         let mut calls = 0;
-        let times = time(&mut Arrivals::Closed, 3, 5, || {
+        let times = time(&mut Arrivals::Closed, 3, 5, host, || {
             calls += 1;
             sleep(Duration::from_millis(if calls <= 3 { 50 } else { 1 }));
             Ok(())
@@ -345,8 +402,8 @@ mod tests {
     #[test]
     fn time_ends_with_the_first_error() {
         let refuse = || Err(berthier::Error::BufferSize { found: 0, needed: 1 });
-        assert!(time(&mut Arrivals::Closed, 0, 5, refuse).is_err());
-        assert!(time(&mut Arrivals::Closed, 1, 5, refuse).is_err());
+        assert!(time(&mut Arrivals::Closed, 0, 5, host, refuse).is_err());
+        assert!(time(&mut Arrivals::Closed, 1, 5, host, refuse).is_err());
     }
 
     #[test]
@@ -354,7 +411,7 @@ mod tests {
         // one call of 30 ms among calls of none, one due every 10 ms: the two behind it wait 20 and 10 ms
         let mut calls = 0;
         let mut arrivals = Arrivals::Open(Duration::from_millis(10));
-        let times = time(&mut arrivals, 0, 6, || {
+        let times = time(&mut arrivals, 0, 6, host, || {
             calls += 1;
             if calls == 2 {
                 sleep(Duration::from_millis(30));
@@ -371,7 +428,7 @@ mod tests {
     #[test]
     fn a_rate_that_cannot_be_served_is_said() {
         let times =
-            Times { latency: vec![9.0; 3], service: vec![2000.0; 3], seconds: 1.0, cpu_seconds: None };
+            Times { latency: vec![9.0; 3], service: vec![2000.0; 3], seconds: 1.0, ..Times::default() };
         let mut table = String::new();
         keeping_up(&mut table, &times, Duration::from_millis(1));
         assert!(table.contains("1000 calls a second came, 500 can be served"), "{table}");
@@ -384,7 +441,24 @@ mod tests {
     #[test]
     fn rows_leave_out_what_samples_do_not_tell() {
         let mut table = String::new();
-        row(&mut table, "", &(1..=100).map(f64::from).collect::<Vec<_>>());
+        row(&mut table, "", &(1..=100).map(f64::from).collect::<Vec<_>>(), "");
         assert_eq!(table.split_whitespace().collect::<Vec<_>>(), ["50.0", "90.0", "99.0", "-", "1.0", "100"]);
+    }
+
+    #[test]
+    fn launches_are_told_of_the_counted_calls_alone() {
+        let calls = std::cell::Cell::new(0);
+        let launches = || Some(Launches { graph: calls.get(), grid: calls.get() / 4, ..Launches::default() });
+        let times = time(&mut Arrivals::Closed, 3, 5, launches, || {
+            calls.set(calls.get() + 1);
+            Ok(())
+        })
+        .unwrap();
+        let launched = times.launches.map(ways);
+        assert_eq!(told(&launched), "  graph 5, grid 2");
+        assert_eq!(json_of(&launched.unwrap()), json!({"graph": 5, "grid": 2}));
+        let alone = ways(Launches { kernel_by_kernel: 7, ..Launches::default() });
+        assert_eq!(json_of(&alone), json!({"kernel_by_kernel": 7}));
+        assert_eq!((told(&Some(alone)), told(&None)), ("  kernel by kernel".into(), String::new()));
     }
 }

@@ -117,17 +117,17 @@ pub(super) struct Graph(CudaGraph);
 unsafe impl Send for Graph {}
 
 impl Recorded<Graph> {
-    /// Launches what `launch` puts into the stream: by itself, or as the graph that it was recorded in. All graphs of one
-    /// value read and write the same memory.
+    /// Launches what `launch` puts into the stream: by itself, or as the graph that it was recorded in; says whether as a graph. All
+    /// graphs of one value read and write the same memory.
     pub(super) fn launch(
         &mut self,
         shape: Shape,
         stream: &Arc<CudaStream>,
         launch: impl Fn() -> Called<()>,
-    ) -> Called<()> {
+    ) -> Called<bool> {
         match self.step(shape) {
-            Step::Launch => launch(),
-            Step::Replay(graph) => graph.0.launch(),
+            Step::Launch => launch().map(|()| false),
+            Step::Replay(graph) => graph.0.launch().map(|()| true),
             Step::Record(place) => {
                 // of this thread alone: others may be loading a model onto another GPU
                 stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
@@ -135,9 +135,9 @@ impl Recorded<Graph> {
                 let captured = stream.end_capture(CUgraphInstantiate_flags(0));
                 launched?;
                 match captured {
-                    Ok(Some(graph)) => place.insert(Graph(graph)).0.launch(),
+                    Ok(Some(graph)) => place.insert(Graph(graph)).0.launch().map(|()| true),
                     // a graph takes memory; if there is none, the batch is computed all the same
-                    Ok(None) | Err(_) => launch(),
+                    Ok(None) | Err(_) => launch().map(|()| false),
                 }
             }
         }

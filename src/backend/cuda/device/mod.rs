@@ -8,7 +8,7 @@ use super::costs::{Choices, EncoderShape};
 use super::persistent::{Clusters, PERSISTENT_TOKENS, PersistentLimits, blocks, limits, shared_bytes};
 use super::tiles::{Element, TileTable};
 use super::work_list::AttentionKernels;
-use crate::backend::{Backend, BackendOptions, Capacity, DeviceTime, PersistentKernel, Precision};
+use crate::backend::{Backend, BackendOptions, Capacity, DeviceTime, Launches, PersistentKernel, Precision};
 use crate::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::model::{self, ModelDesc};
@@ -17,7 +17,7 @@ use forward::Forward;
 use kernels::Kernels;
 use memory::Called;
 use ops::{Products, Queue};
-use persistent::PersistentEncoder;
+use persistent::{PersistentEncoder, Team};
 use slot::{Route, Slot};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -86,6 +86,8 @@ struct CudaBackend {
     fell_back: bool,
     /// Of the batches collected since they are timed.
     timed: Option<DeviceTime>,
+    /// Of all batches.
+    launches: Launches,
 }
 
 /// What the driver holds for a backend. Not freed on a device that hangs.
@@ -179,6 +181,7 @@ impl CudaBackend {
             hung: false,
             fell_back: false,
             timed: None,
+            launches: Launches::default(),
         })
     }
 
@@ -214,7 +217,12 @@ impl CudaBackend {
             let route = if device.maps_host_memory { Route::Mapped } else { Route::InLine };
             let inputs = slot.upload(device, batch, shape, route)?;
             let (cu_seqlens, vectors) = (&batch.cu_seqlens, slot.vectors());
+            let count = match team {
+                Team::Grid => &mut self.launches.grid,
+                Team::Clusters(_) => &mut self.launches.clusters,
+            };
             if persistent.launch(&queue(), team, cu_seqlens, &inputs, vectors, batch.normalize)? {
+                *count += 1;
                 return slot.download(device, result_len(&self.desc, batch));
             }
             device.compute.synchronize()?; // the batch is staged again
@@ -238,9 +246,13 @@ impl CudaBackend {
             };
             forward.run(vectors, batch.normalize, batch.token_vectors)
         };
-        match shaped && self.graphs {
+        let as_graph = match shaped && self.graphs {
             true => slot.graphs.launch(shape, &device.compute, launch)?,
-            false => launch()?,
+            false => launch().map(|()| false)?,
+        };
+        match as_graph {
+            true => self.launches.graph += 1,
+            false => self.launches.kernel_by_kernel += 1,
         }
         slot.download(device, result_len(&self.desc, batch))
     }
@@ -404,6 +416,10 @@ impl Backend for CudaBackend {
     fn stop_timing(&mut self) -> Option<DeviceTime> {
         self.resident.slots.iter_mut().for_each(|slot| slot.stopwatch = None);
         self.timed.take()
+    }
+
+    fn launches(&self) -> Option<Launches> {
+        Some(self.launches)
     }
 
     fn sweep_caches(&mut self) -> Result<usize> {
