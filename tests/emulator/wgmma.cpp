@@ -92,9 +92,17 @@ static void execute(WarpGroup& g, const PendingWgmma& p, float* acc) {
   auto place = [&](int t, int i) -> float& { return C[t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8][i / 4 * 8 + t % 4 * 2 + (i & 1)]; };
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < half; i++) place(t, i) = p.scale_d ? acc[t * half + i] : 0;
+  typedef float lanes __attribute__((vector_size(32)));  // most of a test's time is spent here
   for (int r = 0; r < 64; r++)
-    for (int k = 0; k < 16; k++)
-      for (int c = 0; c < n; c++) C[r][c] += A[r][k] * B[k][c];
+    for (int c = 0; c < n; c += 8) {
+      lanes sum, b;
+      memcpy(&sum, &C[r][c], sizeof sum);
+      for (int k = 0; k < 16; k++) {
+        memcpy(&b, &B[k][c], sizeof b);
+        sum += A[r][k] * b;
+      }
+      memcpy(&C[r][c], &sum, sizeof sum);
+    }
   for (int t = 0; t < 128; t++)
     for (int i = 0; i < half; i++) acc[t * half + i] = place(t, i);
   release(&g.finished);

@@ -139,43 +139,44 @@ template <class T> struct Oracle {
   const Problem& p;
   std::vector<double> wide;
   explicit Oracle(const Problem& problem) : p(problem), wide(widen16<T>(problem.qkv)) {}
-  __attribute__((optimize("O3"))) void answer(int start, int tokens, int query, int head, double* exact, double* naive) const {
-    const int d = p.head_dim, hidden = p.hidden(), low = p.window > 0 ? std::max(0, query - p.window) : 0;
-    const int high = p.window > 0 ? std::min(tokens - 1, query + p.window) : tokens - 1;
-    auto row = [&](int token, int part) { return &wide[((size_t)(start + token) * 3 + part) * hidden + head * d]; };
-    std::vector<double> scores(high - low + 1);
-    std::vector<float> rough(high - low + 1);
-    const double* q = row(query, 0);
-    double top = -INFINITY;
-    float rough_top = -INFINITY;
-    for (int key = low; key <= high; key++) {
-      const double* k = row(key, 1);
+  // scores += q . k, of `keys` keys
+  REFERENCE static void dots(const double* q, const double* k, size_t stride, int keys, int d, double* scores, float* rough) {
+    for (int key = 0; key < keys; key++, k += stride) {
       double s = 0;
       float r = 0;
       for (int i = 0; i < d; i++) s += q[i] * k[i];
       for (int i = 0; i < d; i++) r += (float)q[i] * (float)k[i];
-      if (!p.bias.empty()) {
-        float b = p.bias[(size_t)head * (2 * p.radius + 1) + p.radius + std::max(-p.radius, std::min(p.radius, key - query))];
-        s += b;
-        r += b;
-      }
-      scores[key - low] = s;
-      rough[key - low] = r;
-      top = fmax(top, s);
-      rough_top = fmaxf(rough_top, r);
+      scores[key] += s;
+      rough[key] += r;
     }
+  }
+  REFERENCE static void weighted(const double* scores, const float* rough, const double* v, size_t stride, int keys, int d, double* exact, float* rough_out) {
+    for (int key = 0; key < keys; key++, v += stride) {
+      for (int i = 0; i < d; i++) exact[i] += scores[key] * v[i];
+      for (int i = 0; i < d; i++) rough_out[i] += rough[key] * (float)v[i];
+    }
+  }
+  void answer(int start, int tokens, int query, int head, double* exact, double* naive) const {
+    const int d = p.head_dim, hidden = p.hidden(), low = p.window > 0 ? std::max(0, query - p.window) : 0;
+    const int high = p.window > 0 ? std::min(tokens - 1, query + p.window) : tokens - 1, keys = high - low + 1;
+    const size_t stride = (size_t)3 * hidden;
+    auto row = [&](int token, int part) { return &wide[(size_t)(start + token) * stride + (size_t)part * hidden + head * d]; };
+    std::vector<double> scores(keys);
+    std::vector<float> rough(keys), rough_out(d);
+    if (!p.bias.empty())
+      for (int key = low; key <= high; key++)
+        scores[key - low] = rough[key - low] = p.bias[(size_t)head * (2 * p.radius + 1) + p.radius + std::max(-p.radius, std::min(p.radius, key - query))];
+    dots(row(query, 0), row(low, 1), stride, keys, d, scores.data(), rough.data());
+    const double top = *std::max_element(scores.begin(), scores.end());
+    const float rough_top = *std::max_element(rough.begin(), rough.end());
     double sum = 0;
     float rough_sum = 0;
     for (double& s : scores) sum += s = exp2(s - top);
     for (float& r : rough) rough_sum += r = exp2f(r - rough_top);
-    std::vector<float> rough_out(d);
+    for (double& s : scores) s /= sum;
+    for (float& r : rough) r = round16<T>(r / rough_sum);
     std::fill(exact, exact + d, 0);
-    for (int key = low; key <= high; key++) {
-      const double* v = row(key, 2);
-      float weight = round16<T>(rough[key - low] / rough_sum);
-      for (int i = 0; i < d; i++) exact[i] += scores[key - low] / sum * v[i];
-      for (int i = 0; i < d; i++) rough_out[i] += weight * (float)v[i];
-    }
+    weighted(scores.data(), rough.data(), row(low, 2), stride, keys, d, exact, rough_out.data());
     for (int i = 0; i < d; i++) naive[i] = round16<T>(rough_out[i]);
   }
 };

@@ -287,6 +287,34 @@ static inline void expect_no_bank_conflicts(long at_least = 1) {
   EXPECT(bad.empty(), "bank conflicts: %s", bad.c_str());
 }
 
+// ---- references ------------------------------------------------------------------------------------------------------
+// A loop that most of a test's time would go into: vectorised, sums in any order, and not under a sanitizer (only over
+// plain pointers: of what is inlined a sanitizer stays).
+#define REFERENCE __attribute__((optimize("O3,associative-math,no-signed-zeros,no-trapping-math"), no_sanitize("address", "thread", "undefined")))
+
+// out [m, n] += a [m, k] . w [n, k]^T
+template <class R, class W> REFERENCE static void add_product(const R* a, const W* w, R* out, size_t m, size_t n, size_t k) {
+  for (size_t row = 0; row < m; row++)
+    for (size_t j = 0; j < n; j += 4) {      // of the last columns some twice
+      const R* x = a + row * k;
+      const W *w0 = w + j * k, *w1 = w + (j + 1 < n ? j + 1 : j) * k, *w2 = w + (j + 2 < n ? j + 2 : j) * k, *w3 = w + (j + 3 < n ? j + 3 : j) * k;
+      R sums[4] = {0, 0, 0, 0};
+      for (size_t i = 0; i < k; i++) {
+        sums[0] += x[i] * (R)w0[i];
+        sums[1] += x[i] * (R)w1[i];
+        sums[2] += x[i] * (R)w2[i];
+        sums[3] += x[i] * (R)w3[i];
+      }
+      for (size_t c = j; c < n && c < j + 4; c++) out[row * n + c] += sums[c - j];
+    }
+}
+// a [m, k] . w [n, k]^T, in the precision of R
+template <class R, class W> static std::vector<R> product(const std::vector<R>& a, const std::vector<W>& w, size_t m, size_t n, size_t k) {
+  std::vector<R> out(m * n);
+  add_product(a.data(), w.data(), out.data(), m, n, k);
+  return out;
+}
+
 // ---- the error rule -------------------------------------------------------------------------------------------------
 template <class T> static std::vector<double> widen16(const half_t* p, size_t n) {
   std::vector<double> v(n);

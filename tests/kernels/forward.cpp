@@ -120,20 +120,12 @@ template <class Real, class Store> class Plain {
   void add(std::vector<Real>& x, const std::vector<Real>& y) {
     for (size_t i = 0; i < x.size(); i++) x[i] = store_(x[i] + y[i]);
   }
-  __attribute__((optimize("O3"))) std::vector<Real> linear(const std::vector<Real>& x, const PlainLayer& p, int matrix, bool gelu = false) {
-    size_t n = p.b[matrix].size(), k = p.w[matrix].size() / n, rows = x.size() / k;
-    std::vector<Real> transposed(n * k), out(rows * n);
-    for (size_t j = 0; j < n; j++)
-      for (size_t i = 0; i < k; i++) transposed[i * n + j] = store_(p.w[matrix][j * k + i]);
-    for (size_t r = 0; r < rows; r++) {
-      Real* o = &out[r * n];
-      for (size_t i = 0; i < k; i++) {
-        Real a = x[r * k + i];
-        const Real* w = &transposed[i * n];
-        for (size_t j = 0; j < n; j++) o[j] += a * w[j];
-      }
-      for (size_t j = 0; j < n; j++) o[j] += (Real)p.b[matrix][j];
-    }
+  std::vector<Real> linear(const std::vector<Real>& x, const PlainLayer& p, int matrix, bool gelu = false) {
+    size_t n = p.b[matrix].size(), k = p.w[matrix].size() / n;
+    std::vector<Real> w(p.w[matrix].size());
+    for (size_t i = 0; i < w.size(); i++) w[i] = store_(p.w[matrix][i]);
+    std::vector<Real> out = product(x, w, x.size() / k, n, k);
+    for (size_t i = 0; i < out.size(); i++) out[i] += (Real)p.b[matrix][i % n];
     keep(out);
     if (gelu)
       for (Real& v : out) v = store_(v * (Real)0.5 * (Real)erfc(-(double)v * M_SQRT1_2));

@@ -33,22 +33,6 @@ template <class T> static auto from_stats_kernel() { return std::is_same<T, F16>
 static unsigned ceil_div(int a, int b) { return (unsigned)((a + b - 1) / b); }
 
 // ---- references -----------------------------------------------------------------------------------------------------
-// a [m, k] . w [n, k]^T, in the precision of R. Columns innermost, so that it runs at a bearable speed.
-template <class R>
-__attribute__((optimize("O3"))) static std::vector<R> product(const std::vector<R>& a, const std::vector<R>& w, int m, int n, int k) {
-  std::vector<R> transposed((size_t)n * k), c((size_t)m * n);
-  for (int j = 0; j < n; j++)
-    for (int i = 0; i < k; i++) transposed[(size_t)i * n + j] = w[(size_t)j * k + i];
-  for (int row = 0; row < m; row++) {
-    R* out = &c[(size_t)row * n];
-    for (int i = 0; i < k; i++) {
-      R x = a[(size_t)row * k + i];
-      const R* b = &transposed[(size_t)i * n];
-      for (int j = 0; j < n; j++) out[j] += x * b[j];
-    }
-  }
-  return c;
-}
 static std::vector<float> narrow(const std::vector<double>& v) { return std::vector<float>(v.begin(), v.end()); }
 static std::vector<double> magnitudes(std::vector<double> v) {
   for (double& x : v) x = fabs(x);

@@ -76,13 +76,8 @@ struct PlainModel {
   typedef std::vector<double> Rows;
   Rows linear(const Rows& x, const PlainLayer& p, int i) const {
     const size_t n = p.b[i].size(), k = p.w[i].size() / n;
-    Rows out;
-    for (size_t r = 0; r < x.size(); r += k)
-      for (size_t j = 0; j < n; j++) {
-        double s = p.b[i][j];
-        for (size_t c = 0; c < k; c++) s += x[r + c] * p.w[i][j * k + c];
-        out.push_back(s);
-      }
+    Rows out = product(x, p.w[i], x.size() / k, n, k);
+    for (size_t c = 0; c < out.size(); c++) out[c] += p.b[i][c % n];
     return out;
   }
   void layernorm(Rows& x, const std::vector<float>& gamma, const std::vector<float>& beta) const {
