@@ -8,6 +8,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::print_stdout, reason = "what skips and what ran is what one wants to read")]
 
+use std::cmp::Reverse;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,11 @@ fn output_folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels").join(name);
     fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// What is compiled once for all checks.
+fn objects() -> PathBuf {
+    output_folder("objects")
 }
 
 /// Where tests/cuda looks for it too.
@@ -118,8 +124,9 @@ fn run_all(mode: &str, but: &[&str], runs: &[&[&str]]) {
         .map(|p| p.file_stem().unwrap().to_str().unwrap().to_owned())
         .filter(|p| !but.contains(&p.as_str()))
         .collect();
-    programs.sort();
     assert!(!programs.is_empty(), "no tests in {}", sources.display());
+    // the longest first, so that no processor waits for one at the end
+    programs.sort_by_key(|p| Reverse(fs::metadata(sources.join(p).with_extension("cpp")).unwrap().len()));
     let build = |program: &str| {
         let binary = folder.join(program);
         if fs::metadata(&binary).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
@@ -127,9 +134,9 @@ fn run_all(mode: &str, but: &[&str], runs: &[&[&str]]) {
         }
         let mut command = Command::new(sources.join("build.sh"));
         command.arg(mode).arg(sources.join(program).with_extension("cpp")).arg(&binary);
-        run(&command, &format!("{mode} build of {program}"))
+        run(command.env("OBJECTS", objects()), &format!("{mode} build of {program}"))
     };
-    build(&programs[0]).unwrap_or_else(|e| panic!("{e}")); // alone, so that the emulator is built once
+    build(programs.last().unwrap()).unwrap_or_else(|e| panic!("{e}")); // alone, so that the emulator is built once
     let jobs: Vec<&str> = programs.iter().map(String::as_str).collect();
     in_parallel(&jobs, |program| build(program));
     let jobs: Vec<(&str, &[&str])> =
@@ -196,7 +203,7 @@ fn planted_bugs_are_found() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     if selected("bugs") {
         let mut command = Command::new(root().join("tests/emulator/bugs/run"));
-        command.arg(output_folder("bugs"));
+        command.arg(output_folder("bugs")).env("OBJECTS", objects());
         run(&command, "planted bugs").unwrap_or_else(|e| panic!("{e}"));
     }
 }
@@ -225,7 +232,7 @@ fn gpu_check_runs_on_the_stand_in_driver() {
     must(Command::new(root().join("tests/emulator/build-driver")).arg(&driver), "stand-in driver, build");
     let mut pack = Command::new(root().join("tools/gpu-check/gpu-check"));
     pack.arg("--pack").arg(&archive).args(["--without", "model,texts,berthier"]);
-    must(pack.env("OBJECTS", output_folder("plain")), "gpu-check, pack");
+    must(pack.env("OBJECTS", objects()), "gpu-check, pack");
     must(Command::new("tar").arg("xf").arg(&archive).arg("-C").arg(&folder), "gpu-check, unpack");
 
     let check = |out: &Path| {

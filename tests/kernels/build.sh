@@ -9,9 +9,9 @@
 #          it makes for a kernel, and its own state must stay invisible (tests/emulator/README.md).
 #   gpu    launches go to the driver and run the kernels of kernels/prebuilt/ (tools/gpu-check/launch.cpp)
 #
-# The emulator's archive is kept beside OUTPUT and the test's object in OBJECTS (beside OUTPUT), each named by a hash of its
-# sources, the flags and the compiler. Of plain and gpu the objects are the same.
-# CXX (g++), OPT (-O2) and OBJECTS may be set.
+# The emulator's archive and the test's object are kept in OBJECTS (beside OUTPUT), each named by a hash of its sources, the
+# flags and the compiler. Of plain and gpu the objects are the same.
+# CXX (g++), OPT (-O2; asan's -O1, which compiles in two thirds of the time) and OBJECTS may be set.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 emulator=$here/../emulator
@@ -19,7 +19,9 @@ mode=$1 output=$3
 source=$(cd "$(dirname "$2")" && pwd)/$(basename "$2") # absolute: tests find their fixtures by __FILE__
 shift 3
 cxx=${CXX:-g++}
-flags="-std=c++17 ${OPT:--O2} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
+opt=-O2
+if [ "$mode" = asan ]; then opt=-O1; fi
+flags="-std=c++17 ${OPT:-$opt} -g1 -pthread -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-unused-function -DHOST_EMULATION"
 case $(uname -m) in x86_64) flags="$flags -mavx2 -mfma -mf16c" ;; esac
 launch= libraries= of=$mode
 case $mode in
@@ -42,11 +44,12 @@ tsan)
     ;;
 esac
 
-folder=$(dirname "$output")
+objects=${OBJECTS:-$(dirname "$output")}
+mkdir -p "$objects"
 hash=$( (cat "$emulator"/*.h "$emulator"/*.cpp "$0"; echo "$emulator_flags"; $cxx --version) | sha256sum | cut -c1-16)
-archive=$folder/emulator-$of-$hash.a
+archive=$objects/emulator-$of-$hash.a
 if [ ! -f "$archive" ]; then
-    work=$(mktemp -d "$folder/emulator-XXXXXX")
+    work=$(mktemp -d "$objects/emulator-XXXXXX")
     trap 'rm -rf "$work"' EXIT
     for file in "$emulator"/*.cpp; do
         # shellcheck disable=SC2086 # flags are words
@@ -58,10 +61,9 @@ fi
 
 # shellcheck disable=SC2086
 hash=$( (echo "$flags"; $cxx --version; $cxx $flags "$@" -E "$source") | sha256sum | cut -c1-16)
-objects=${OBJECTS:-$folder} name=$(basename "$source" .cpp)-$of
+name=$(basename "$source" .cpp)-$of
 object=$objects/$name-$hash.o
 if [ ! -f "$object" ]; then
-    mkdir -p "$objects"
     rm -f "$objects/$name"-*.o # of earlier sources
     # shellcheck disable=SC2086
     $cxx $flags "$@" -c "$source" -o "$output.o"

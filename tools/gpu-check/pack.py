@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from run import TESTS
@@ -88,14 +89,16 @@ def build_programs(binaries):
     jobs += [("gpu", HERE / "canary.cpp", "canary"), ("plain", HERE / "bench.cpp", "bench")]
     jobs += [("plain", ROOT / "tests/kernels/conformance.cpp", "conformance-emulated")]
     with tempfile.TemporaryDirectory() as scratch:
-        running, at_once = [], 1  # the first one builds the emulator, alone
-        for mode, source, name in jobs:
-            while len(running) >= at_once:
-                finish(*running.pop(0))
-                at_once = 2
-            running.append((name, subprocess.Popen([build, mode, source, Path(scratch) / name])))
-        for name, process in running:
-            finish(name, process)
+        def compile(job):
+            mode, source, name = job
+            if subprocess.run([build, mode, source, Path(scratch) / name]).returncode:
+                raise SystemExit(f"gpu-check: {name} does not compile")
+            say(f"built {name}")
+
+        jobs.sort(key=lambda job: -job[1].stat().st_size)  # the longest first
+        compile(jobs[-1])  # alone: it builds the emulator
+        with ThreadPoolExecutor(2) as two:
+            list(two.map(compile, jobs[:-1]))
         record = Path(scratch) / "record"
         compiler = os.environ.get("CC", "gcc")
         source = ROOT / "tests/emulator/conformance/record.c"
@@ -103,12 +106,6 @@ def build_programs(binaries):
         for name in [name for _, _, name in jobs] + ["record"]:
             subprocess.run(["strip", Path(scratch) / name], check=True)
             shutil.copy2(Path(scratch) / name, binaries / name)
-
-
-def finish(name, process):
-    if process.wait():
-        raise SystemExit(f"gpu-check: {name} does not compile")
-    say(f"built {name}")
 
 
 def build_berthier():

@@ -69,17 +69,17 @@ static void run_block_sum(void (*kernel)(const float*, float*)) {
   EXPECT(out[0] == sum_of(v, 0, 128), "got %g, expected %g", out[0], sum_of(v, 0, 128));
 }
 static const int block_cases[] = {
-    add_case("block_sum", [] { run_block_sum(bug_block_sum); }),
-    add_case("late_reader", [] { run_block_sum(bug_late_reader); }),
-    add_case("named", [] { run_block_sum(bug_named); }),
-    add_case("chunks", [] {
+    add_case("block/sum", [] { run_block_sum(bug_block_sum); }),
+    add_case("block/late_reader", [] { run_block_sum(bug_late_reader); }),
+    add_case("block/named", [] { run_block_sum(bug_named); }),
+    add_case("block/chunks", [] {
       Random random(case_seed);
       std::vector<float> v = random.normals(512);
       Guarded<float> in(v, "in"), out(512, "out");
       launch(bug_chunks, {1}, {128}, 128 * 16, in.data(), out.data());
       for (size_t i = 0; i < 512; i++) EXPECT(out[i] == v[(127 - i / 4) * 4 + i % 4], "wrong at %zu", i);
     }),
-    add_case("transpose", [] {
+    add_case("block/transpose", [] {
       Random random(case_seed);
       std::vector<float> v = random.normals(1024);
       Guarded<float> in(v, "in"), out(1024, "out");

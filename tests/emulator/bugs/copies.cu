@@ -81,6 +81,6 @@ template <class T> static void run_ring(void (*kernel)(const half_t*, const half
   expect_no_bank_conflicts(1);
 }
 static const int copies_cases[] = {
-    add_case("ring_f16", [] { run_ring<F16>(bug_ring_f16); }),
-    add_case("ring_bf16", [] { run_ring<BF16>(bug_ring_bf16); }),
+    add_case("copies/ring_f16", [] { run_ring<F16>(bug_ring_f16); }),
+    add_case("copies/ring_bf16", [] { run_ring<BF16>(bug_ring_bf16); }),
 };

@@ -59,7 +59,7 @@ KERNEL(32, bug_dependent, float* t, const float* scale) {
 }
 
 static const int global_cases[] = {
-    add_case("once", [] {
+    add_case("global/once", [] {
       std::vector<float> v(32);
       for (size_t i = 0; i < v.size(); i++) v[i] = (float)(i * i);
       Guarded<float> in(v, "in"), out(32, "out"), scratch(32, "scratch");
@@ -68,7 +68,7 @@ static const int global_cases[] = {
       for (int launches = 0; launches < 2; launches++) launch(bug_once, {1}, {32}, 0, in.data(), out.data(), scratch.data());
       for (size_t i = 0; i < 32; i++) EXPECT(out[i] == v[i] + v[31 - i], "got %g at %zu", out[i], i);
     }),
-    add_case("dependent", [] {
+    add_case("global/dependent", [] {
       std::vector<float> v(128);
       for (size_t i = 0; i < v.size(); i++) v[i] = (float)i;
       Guarded<float> t(128, "t"), scale(std::vector<float>{2}, "scale"), in(v, "in");
@@ -80,7 +80,7 @@ static const int global_cases[] = {
       if (!planted("STORE_BEFORE_GRIDDEP_WAIT"))
         for (size_t i = 0; i < 128; i++) EXPECT(t[i] == 2 * (float)i, "wrong at %zu", i);
     }),
-    add_case("copy", [] {
+    add_case("global/copy", [] {
       Random random(case_seed);
       const int n = 100;
       std::vector<float> v = random.normals(n);
@@ -89,7 +89,7 @@ static const int global_cases[] = {
       launch(bug_copy, {1}, {threads}, 0, in.data(), out.data(), n);
       check_same_bits("out", out.data(), v.data(), sizeof(float) * n);
     }),
-    add_case("double", [] {
+    add_case("global/double", [] {
       Random random(case_seed);
       const int n = 50;
       std::vector<float> v = random.normals(n);
@@ -97,7 +97,7 @@ static const int global_cases[] = {
       launch(bug_double, {2}, {32}, 0, in.data(), out.data(), n);
       for (int i = 0; i < n; i++) EXPECT(out[(size_t)i] == 2 * v[(size_t)i], "wrong at %d", i);
     }),
-    add_case("row_sums", [] {
+    add_case("global/row_sums", [] {
       Random random(case_seed);
       std::vector<float> v(320);
       for (float& x : v) x = (float)random.integer(1, 99);
@@ -105,7 +105,7 @@ static const int global_cases[] = {
       launch(bug_row_sums, {10}, {32}, 0, in.data(), out.data());
       for (int i = 0; i < 10; i++) EXPECT(out[(size_t)i] == sum_of(v, i * 32, 32), "row %d", i);
     }),
-    add_case("optional", [] {
+    add_case("global/optional", [] {
       Random random(case_seed);
       std::vector<float> v = random.normals(32);
       Guarded<float> in(v, "in"), out(32, "out");

@@ -78,7 +78,7 @@ KERNEL_COOPERATIVE(32, bug_grid_sum, float* parts, float* out, uint32_t* words) 
 }
 
 static const int grid_cases[] = {
-    add_case("grid barrier", [] {
+    add_case("grid/barrier", [] {
       Guarded<uint32_t> words(GRID_BLOCKS, "words");
       memset(words.data(), 0, words.bytes());
       float first = 0;
@@ -102,7 +102,7 @@ static const int grid_cases[] = {
         }
       }
     }),
-    add_case("grid sum", [] {
+    add_case("grid/sum", [] {
       const emu::Options before = emu::opt;
       std::vector<float> sums;
       emu::opt.order = emu::SHUFFLE;

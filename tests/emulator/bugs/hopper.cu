@@ -196,7 +196,7 @@ static std::vector<double> product(const Guarded<half_t>& a, const Guarded<half_
   return ref;
 }
 static const int hopper_cases[] = {
-    add_case("tma", [] {
+    add_case("hopper/tma", [] {
       const int m = 100, n = 64, k = 320;
       Random random(case_seed);
       Guarded<half_t> a(random.normals16<F16>(m * k), "a"), w(random.normals16<F16>(n * k), "w");
@@ -206,7 +206,7 @@ static const int hopper_cases[] = {
       std::vector<double> ref = product(a, w, m, n, k);
       check_error("", widen32(out), ref, ref, f32_rounding(ref, 64));
     }),
-    add_case("tma_store", [] {
+    add_case("hopper/tma_store", [] {
       Random random(case_seed);
       Guarded<half_t> in(random.normals16<F16>(128 * 64), "in"), out(128 * 64, "out");
       TensorMap map = tensor_map(out.data(), 128, 64, 64);
@@ -214,7 +214,7 @@ static const int hopper_cases[] = {
       std::vector<double> ref = widen16<F16>(in);
       check_error("", widen16<F16>(out), ref, ref, 0);
     }),
-    add_case("cluster", [] {
+    add_case("hopper/cluster", [] {
       const int rounds = 4, n = rounds * 64 * 64;
       Random random(case_seed);
       Guarded<half_t> in(random.normals16<F16>(n), "in"), out(2 * n, "out");
@@ -222,7 +222,7 @@ static const int hopper_cases[] = {
       launch(bug_cluster, {2}, {64}, HOPPER_TILE + 16, std::ref(map), out.data(), rounds);
       for (int i = 0; i < 2 * n; i++) EXPECT(out.data()[i] == in.data()[i % n], "element %d: got %04x, want %04x", i, out.data()[i], in.data()[i % n]);
     }),
-    add_case("cluster_sums", [] {
+    add_case("hopper/cluster_sums", [] {
       Random random(case_seed);
       for (int blocks : {2, 5}) {
         Guarded<float> in(random.normals(32 * (size_t)blocks), "in"), out(32 * (size_t)blocks, "out");
@@ -234,7 +234,7 @@ static const int hopper_cases[] = {
         }
       }
     }),
-    add_case("tma_early", [] {
+    add_case("hopper/tma_early", [] {
       Random random(case_seed);
       Guarded<half_t> fixed(random.normals16<F16>(32 * 64), "fixed"), in(random.normals16<F16>(32 * 64), "in"), between(64 * 64, "between"), out(64 * 64, "out");
       TensorMap map_fixed = tensor_map(fixed.data(), 32, 64, 32), map_in = tensor_map(in.data(), 32, 64, 32), map_between = tensor_map(between.data() + 32 * 64, 32, 64, 32);
@@ -243,7 +243,7 @@ static const int hopper_cases[] = {
       for (int i = 0; i < 32 * 64; i++)
         EXPECT(out.data()[i] == fixed.data()[i] && out.data()[32 * 64 + i] == in.data()[i], "element %d: got %04x and %04x", i, out.data()[i], out.data()[32 * 64 + i]);
     }),
-    add_case("registers", [] {
+    add_case("hopper/registers", [] {
       const int steps = 4, k = 16 * steps;
       Random random(case_seed);
       Guarded<half_t> a(random.normals16<F16>(64 * k), "a"), w(random.normals16<F16>(k * 64), "w");
@@ -255,7 +255,7 @@ static const int hopper_cases[] = {
       std::vector<double> ref = product(a, Guarded<half_t>(transposed, "w transposed"), 64, 64, k);
       check_error("", widen32(out), ref, ref, f32_rounding(ref, 64));
     }),
-    add_case("stores", [] {
+    add_case("hopper/stores", [] {
       Random random(case_seed);
       Guarded<half_t> a(random.normals16<F16>(64 * 64), "a"), w(random.normals16<F16>(64 * 64), "w");
       Guarded<float> out(64 * 64, "out");

@@ -57,9 +57,9 @@ static float sum_of(const std::vector<float>& v, int from, int n) {
   return s;
 }
 static const int warp_cases[] = {
-    add_case("warp_sum", [] { run_warp_kernel(bug_warp_sum, [](const std::vector<float>& v, int) { return sum_of(v, 0, 32); }); }),
-    add_case("half_sums", [] { run_warp_kernel(bug_half_sums, [](const std::vector<float>& v, int i) { return sum_of(v, i / 16 * 16, 16); }); }),
-    add_case("one_half", [] { run_warp_kernel(bug_one_half, [](const std::vector<float>& v, int i) { return v[(size_t)i] + (i < 16 ? v[(size_t)i ^ 1] : 0); }); }),
-    add_case("neighbour", [] { run_warp_kernel(bug_neighbour, [](const std::vector<float>& v, int i) { return v[((size_t)i + 1) % 32]; }); }),
-    add_case("previous", [] { run_warp_kernel(bug_previous, [](const std::vector<float>& v, int i) { return v[i ? (size_t)i - 1 : 0]; }); }),
+    add_case("warp/sum", [] { run_warp_kernel(bug_warp_sum, [](const std::vector<float>& v, int) { return sum_of(v, 0, 32); }); }),
+    add_case("warp/half_sums", [] { run_warp_kernel(bug_half_sums, [](const std::vector<float>& v, int i) { return sum_of(v, i / 16 * 16, 16); }); }),
+    add_case("warp/one_half", [] { run_warp_kernel(bug_one_half, [](const std::vector<float>& v, int i) { return v[(size_t)i] + (i < 16 ? v[(size_t)i ^ 1] : 0); }); }),
+    add_case("warp/neighbour", [] { run_warp_kernel(bug_neighbour, [](const std::vector<float>& v, int i) { return v[((size_t)i + 1) % 32]; }); }),
+    add_case("warp/previous", [] { run_warp_kernel(bug_previous, [](const std::vector<float>& v, int i) { return v[i ? (size_t)i - 1 : 0]; }); }),
 };
