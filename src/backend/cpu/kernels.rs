@@ -6,9 +6,11 @@
 #![allow(unsafe_code, reason = "calls of functions compiled for features that the machine was asked for")]
 
 use super::gemm::{Matrix, Panels, SharedMut, Storage, Tile};
-use super::generic::{Fetch, LINE_BYTES, part_bytes, parts};
+use super::generic::{Fetch, LINE_BYTES, MOST_ROWS, NV, part_bytes, parts};
+use super::vector::MAX_LANES;
 use crate::model::{Activation, Pooling};
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// What happens to an element of a product before it is stored.
@@ -88,7 +90,8 @@ pub(super) struct Kernels {
     pub(super) embed_layernorm: unsafe fn(&mut [f32], &[f32], &[f32], &[f32], &[f32], f32),
     pub(super) layernorm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub(super) softmax: unsafe fn(&mut [f32], usize) -> f32,
-    pub(super) activate: unsafe fn(Activation, &mut [f32]),
+    /// of rows: the function, where they begin, how far apart they are, how many, and how wide
+    pub(super) activate: unsafe fn(Activation, *mut f32, usize, usize, usize),
     pub(super) add: unsafe fn(&mut [f32], &[f32]),
     pub(super) multiply: unsafe fn(&mut [f32], &[f32]),
     pub(super) rotate: unsafe fn(&mut [f32], &[f32], &[f32]),
@@ -194,6 +197,8 @@ impl Kernels {
             }
         };
         let few = tiles.several.get(rows.len() - 1);
+        // of the last panel of a product whose width is no multiple of a panel's
+        let mut padded = [MaybeUninit::uninit(); MOST_ROWS * NV * MAX_LANES];
         let mut panel = panels.start;
         while panel < panels.end {
             let column = panel * nr;
@@ -212,6 +217,9 @@ impl Kernels {
             for block in 0..blocks {
                 let height = (rows.end - row).div_ceil(blocks - block);
                 let (fetched, first_part, next_parts) = fetch(panel, block);
+                let width = (count * nr).min(columns.end - column);
+                let (c, c_stride) = (out.at(row, column), out.stride());
+                let partial = width < count * nr;
                 let tile = Tile {
                     k,
                     a: a.row(row).as_ptr(),
@@ -223,16 +231,32 @@ impl Kernels {
                     factors: from(w.factors, column),
                     bias: from(bias, column),
                     scale: from(scale, row),
-                    activation,
-                    residual,
-                    c: out.at(row, column),
-                    c_stride: out.stride(),
-                    columns: (count * nr).min(columns.end - column),
+                    residual: residual && !partial,
+                    c: if partial { padded.as_mut_ptr().cast() } else { c },
+                    c_stride: if partial { nr } else { c_stride },
                 };
                 let run = several.map_or(tiles.one[height - 1][fetched as usize], |&(_, run)| run);
                 // SAFETY: `height` rows of `a` and `out` from `row`, `k · nr` weights of each panel and the
                 // epilogue's floats are there (asserted above); the caller keeps others off this part of `out`
                 unsafe { run(&tile) };
+                if partial {
+                    for (i, padded) in padded.chunks_exact(nr).take(height).enumerate() {
+                        // SAFETY: `width` floats of a row of the tile's part of `out`
+                        let row =
+                            unsafe { std::slice::from_raw_parts_mut(c.wrapping_add(i * c_stride), width) };
+                        for (c, x) in row.iter_mut().zip(padded) {
+                            // SAFETY: the tile has stored `height` rows of a panel's width
+                            let x = unsafe { x.assume_init() };
+                            *c = if residual { x + *c } else { x };
+                        }
+                    }
+                }
+                // A second pass over lines that are still in the level 1 cache: in registers, the accumulators would leave no
+                // room for the constants of the function. Nor is it part of the tiles: they would be twice the size.
+                if let Some(f) = activation {
+                    // SAFETY: the tile's part of `out`
+                    unsafe { (self.activate)(f, c, c_stride, height, width) };
+                }
                 row += height;
             }
             panel += count;
@@ -278,7 +302,7 @@ impl Kernels {
     /// The element-wise function, in place.
     pub(super) fn activate(&self, f: Activation, x: &mut [f32]) {
         // SAFETY: see the impl
-        unsafe { (self.activate)(f, x) }
+        unsafe { (self.activate)(f, x.as_mut_ptr(), 0, 1, x.len()) }
     }
 
     /// x += y
@@ -377,8 +401,9 @@ macro_rules! instantiate {
                 generic::softmax($token::new(), scores, n)
             }
             $(#[$attr])*
-            pub(super) fn activate(f: Activation, x: &mut [f32]) {
-                generic::activate($token::new(), f, x)
+            pub(super) unsafe fn activate(f: Activation, x: *mut f32, stride: usize, rows: usize, columns: usize) {
+                // SAFETY: the same contract
+                unsafe { generic::activate($token::new(), f, x, stride, rows, columns) }
             }
             $(#[$attr])*
             pub(super) fn add(x: &mut [f32], y: &[f32]) {

@@ -38,14 +38,11 @@ pub(super) struct Tile {
     pub(super) bias: *const f32,
     /// `[rows]` or null
     pub(super) scale: *const f32,
-    pub(super) activation: Option<Activation>,
     /// Whether `c` is added to.
     pub(super) residual: bool,
-    /// `[rows, columns]`, rows `c_stride` apart
+    /// `[rows, columns of whole panels]`, rows `c_stride` apart
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
-    /// Those of whole panels, or fewer in the last panel of a product.
-    pub(super) columns: usize,
 }
 
 /// A row-major matrix to read.

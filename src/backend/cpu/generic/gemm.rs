@@ -2,8 +2,7 @@
 #![allow(unsafe_code, reason = "the microkernel works on raw pointers")]
 
 use super::super::gemm::Tile;
-use super::super::vector::{HalfVector, MAX_LANES, Vector};
-use super::activate;
+use super::super::vector::{HalfVector, Vector};
 
 /// Steps of k between two looks at the loop counter.
 const UNROLL: usize = 4;
@@ -42,7 +41,7 @@ impl Fetch {
 }
 
 /// Vectors of a step of k in a panel.
-const NV: usize = 2;
+pub(in super::super) const NV: usize = 2;
 
 /// How a tile reads weights that are kept in memory as [`Storage`](super::super::gemm::Storage) says.
 pub(in super::super) trait Stored<V: Vector> {
@@ -114,7 +113,7 @@ pub(in super::super) unsafe fn widen<V: Vector, S: Stored<V>>(v: V, panel: *cons
 const OWN_BYTES: usize = 2048;
 
 /// The most rows of a tile on any instruction set.
-const MOST_ROWS: usize = 14;
+pub(in super::super) const MOST_ROWS: usize = 14;
 
 /// The body once for each row below `MR`, each copy with its own constant `$i`.
 ///
@@ -146,8 +145,7 @@ pub(super) use each_row;
 ///
 /// # Safety
 /// MR rows of k floats at `a`; NP panels of k · NR weights at `b`, `b_stride` bytes apart; NP · NR at `factors` and at
-/// `bias` and MR at `scale` unless null; MR rows of `columns` floats at `c`, `c_stride` apart, that nobody else touches.
-/// Columns are NP · NR, or fewer if NP is 1.
+/// `bias` and MR at `scale` unless null; MR rows of NP · NR floats at `c`, `c_stride` apart, that nobody else touches.
 #[inline(always)]
 #[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
 pub(in super::super) unsafe fn gemm_tile<
@@ -288,54 +286,21 @@ pub(in super::super) unsafe fn gemm_tile<
         });
     }
 
-    if NP > 1 || t.columns == nr {
-        if t.residual {
-            each_row!(I, {
-                for (j, x) in acc[I].as_flattened_mut().iter_mut().enumerate() {
-                    // SAFETY: NP · NR columns of row I
-                    let old = unsafe { v.load_raw(t.c.add(I * t.c_stride + j * V::LANES)) };
-                    *x = v.add(*x, old);
-                }
-            });
-        }
+    if t.residual {
         each_row!(I, {
-            for (j, x) in acc[I].as_flattened().iter().enumerate() {
+            for (j, x) in acc[I].as_flattened_mut().iter_mut().enumerate() {
                 // SAFETY: NP · NR columns of row I
-                unsafe { v.store_raw(*x, t.c.add(I * t.c_stride + j * V::LANES)) };
+                let old = unsafe { v.load_raw(t.c.add(I * t.c_stride + j * V::LANES)) };
+                *x = v.add(*x, old);
             }
         });
-        // a second pass over lines that are still in the level 1 cache: in registers, the accumulators
-        // would leave no room for the constants of the function
-        if let Some(f) = t.activation {
-            for i in 0..MR {
-                // SAFETY: NP · NR columns of row i, which are ours alone
-                let row = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_stride), NP * nr) };
-                activate(v, f, row);
-            }
-        }
-        return;
     }
-
-    // the last panel of a product whose width is no multiple of NR: by way of the stack
-    let mut padded = [[0.0; NV * MAX_LANES]; MR];
     each_row!(I, {
-        for j in 0..NV {
-            v.store(acc[I][0][j], &mut padded[I][j * V::LANES..]);
+        for (j, x) in acc[I].as_flattened().iter().enumerate() {
+            // SAFETY: NP · NR columns of row I
+            unsafe { v.store_raw(*x, t.c.add(I * t.c_stride + j * V::LANES)) };
         }
     });
-    for (i, padded) in padded.iter_mut().enumerate() {
-        // SAFETY: `columns` floats of row i, which are ours alone
-        let row = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_stride), t.columns) };
-        if t.residual {
-            for (p, &old) in padded.iter_mut().zip(row.iter()) {
-                *p += old;
-            }
-        }
-        if let Some(f) = t.activation {
-            activate(v, f, &mut padded[..nr]);
-        }
-        row.copy_from_slice(&padded[..t.columns]);
-    }
 }
 
 /// Independent chains of multiply-adds: more than latency times ports of any machine.

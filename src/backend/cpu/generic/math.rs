@@ -312,8 +312,27 @@ macro_rules! with_activation {
 }
 pub(super) use with_activation;
 
-/// f of each element.
+/// f of each element of `rows` rows of `columns`, `stride` apart.
+///
+/// # Safety
+/// So many rows at `x`, that nobody else touches.
 #[inline(always)]
-pub(in super::super) fn activate<V: Vector>(v: V, f: Activation, x: &mut [f32]) {
-    with_activation!(f, kernel, map!(v, x, kernel))
+pub(in super::super) unsafe fn activate<V: Vector>(
+    v: V,
+    f: Activation,
+    x: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+) {
+    macro_rules! each_row {
+        ($f:ident) => {
+            for i in 0..rows {
+                // SAFETY: by the contract
+                let row = unsafe { std::slice::from_raw_parts_mut(x.wrapping_add(i * stride), columns) };
+                map!(v, row, $f)
+            }
+        };
+    }
+    with_activation!(f, kernel, each_row!(kernel))
 }

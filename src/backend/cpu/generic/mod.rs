@@ -12,7 +12,8 @@ mod rows;
 
 pub(super) use finish::finish_rows;
 pub(super) use gemm::{
-    Bf16, F16, F32, Fetch, LINE_BYTES, PEAK_CHAINS, Stored, fma_peak, gemm_tile, part_bytes, parts, widen,
+    Bf16, F16, F32, Fetch, LINE_BYTES, MOST_ROWS, NV, PEAK_CHAINS, Stored, fma_peak, gemm_tile, part_bytes,
+    parts, widen,
 };
 pub(super) use int8::{Dot, Int8Vector, dot_peak, dot_product, quantize_row};
 pub(super) use math::{activate, exp_slice};
