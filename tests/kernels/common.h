@@ -292,8 +292,8 @@ static inline void expect_no_bank_conflicts(long at_least = 1) {
 // plain pointers: of what is inlined a sanitizer stays).
 #define REFERENCE __attribute__((optimize("O3,associative-math,no-signed-zeros,no-trapping-math"), no_sanitize("address", "thread", "undefined")))
 
-// out [m, n] += a [m, k] . w [n, k]^T
-template <class R, class W> REFERENCE static void add_product(const R* a, const W* w, R* out, size_t m, size_t n, size_t k) {
+// out [m, n] = a [m, k] . w [n, k]^T
+template <class R, class W> REFERENCE static void product_into(const R* a, const W* w, R* out, size_t m, size_t n, size_t k) {
   for (size_t row = 0; row < m; row++)
     for (size_t j = 0; j < n; j += 4) {      // of the last columns some twice
       const R* x = a + row * k;
@@ -305,13 +305,13 @@ template <class R, class W> REFERENCE static void add_product(const R* a, const 
         sums[2] += x[i] * (R)w2[i];
         sums[3] += x[i] * (R)w3[i];
       }
-      for (size_t c = j; c < n && c < j + 4; c++) out[row * n + c] += sums[c - j];
+      for (size_t c = j; c < n && c < j + 4; c++) out[row * n + c] = sums[c - j];
     }
 }
 // a [m, k] . w [n, k]^T, in the precision of R
 template <class R, class W> static std::vector<R> product(const std::vector<R>& a, const std::vector<W>& w, size_t m, size_t n, size_t k) {
   std::vector<R> out(m * n);
-  add_product(a.data(), w.data(), out.data(), m, n, k);
+  product_into(a.data(), w.data(), out.data(), m, n, k);
   return out;
 }
 

@@ -89,16 +89,16 @@ def build_programs(binaries):
     jobs += [("gpu", HERE / "canary.cpp", "canary"), ("plain", HERE / "bench.cpp", "bench")]
     jobs += [("plain", ROOT / "tests/kernels/conformance.cpp", "conformance-emulated")]
     with tempfile.TemporaryDirectory() as scratch:
-        def compile(job):
+        def build_one(job):
             mode, source, name = job
             if subprocess.run([build, mode, source, Path(scratch) / name]).returncode:
                 raise SystemExit(f"gpu-check: {name} does not compile")
             say(f"built {name}")
 
         jobs.sort(key=lambda job: -job[1].stat().st_size)  # the longest first
-        compile(jobs[-1])  # alone: it builds the emulator
+        build_one(jobs[-1])  # alone: it builds the emulator
         with ThreadPoolExecutor(2) as two:
-            list(two.map(compile, jobs[:-1]))
+            list(two.map(build_one, jobs[:-1]))
         record = Path(scratch) / "record"
         compiler = os.environ.get("CC", "gcc")
         source = ROOT / "tests/emulator/conformance/record.c"

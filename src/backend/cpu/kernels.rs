@@ -197,6 +197,7 @@ impl Kernels {
             }
         };
         let few = tiles.several.get(rows.len() - 1);
+        let c_stride = out.stride();
         // of the last panel of a product whose width is no multiple of a panel's
         let mut padded = [MaybeUninit::uninit(); MOST_ROWS * NV * MAX_LANES];
         let mut panel = panels.start;
@@ -212,14 +213,14 @@ impl Kernels {
             }
             let several = few.filter(|&&(count, _)| column + count * nr <= columns.end);
             let count = several.map_or(1, |&(count, _)| count);
+            let width = (count * nr).min(columns.end - column);
+            let partial = width < count * nr;
             // blocks of even height: a last block of one row would wait for its own few chains
             let mut row = rows.start;
             for block in 0..blocks {
                 let height = (rows.end - row).div_ceil(blocks - block);
                 let (fetched, first_part, next_parts) = fetch(panel, block);
-                let width = (count * nr).min(columns.end - column);
-                let (c, c_stride) = (out.at(row, column), out.stride());
-                let partial = width < count * nr;
+                let c = out.at(row, column);
                 let tile = Tile {
                     k,
                     a: a.row(row).as_ptr(),
