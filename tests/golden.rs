@@ -142,7 +142,9 @@ fn minilm_in_int8_is_near_the_reference() {
             cosines.iter().copied().fold(f64::INFINITY, f64::min),
         );
         println!("{isa} int8: cosine {mean:.5}, least {least:.5}");
-        assert!(mean >= 0.997 && least >= 0.99, "{isa}: cosine {mean}, least {least}");
+        // without VNNI the weights are coarser
+        let bounds = if isa == Isa::Avx2 { (0.9955, 0.98) } else { (0.997, 0.99) };
+        assert!(mean >= bounds.0 && least >= bounds.1, "{isa}: cosine {mean}, least {least}");
         // and it is int8 that was computed
         assert!(mean < 0.9999, "{isa}: cosine {mean}");
     }

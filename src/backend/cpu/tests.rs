@@ -15,6 +15,7 @@ use crate::backend::{Backend, BackendOptions};
 use crate::batch::PackedBatch;
 use crate::model::{self, Activation, Dtype, Pooling, Tensor};
 use crate::threads::Threads;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 const ACTIVATIONS: [Activation; 7] = [
@@ -382,19 +383,34 @@ fn quantized(row: &[f32]) -> (Vec<i32>, f32, f32) {
     (row.iter().map(byte).collect(), scale, zero)
 }
 
-/// What a column of weights becomes: bytes and scale; with `adds_pairs`, such that 255 times two neighbours fits sixteen bits.
-fn quantized_column(weights: &[f32], adds_pairs: bool) -> (Vec<i32>, f32) {
-    let of_pair = |pair: &[f32]| pair.iter().sum::<f32>().abs();
-    let pairs = weights.chunks(2).filter(|_| adds_pairs).map(of_pair);
-    let scale = weights.iter().map(|w| w.abs()).chain(pairs).fold(0f32, f32::max) / 127.0;
-    (weights.iter().map(|w| (w / scale).round_ties_even() as i32).collect(), scale)
+/// What a column of weights becomes: bytes and scale; with a `short_run`, such that what is added in sixteen bits fits.
+fn quantized_column(weights: &[f32], short_run: usize) -> (Vec<i32>, f32) {
+    // places in the run of `i` whose weights share a sum of sixteen bits with it: those of its sign in the same half of a group
+    let run = 4 * short_run;
+    let together = |i: usize| {
+        let places = if run > 0 { i - i % run..weights.len().min(i - i % run + run) } else { 0..0 };
+        places.filter(move |&j| i % 4 / 2 == j % 4 / 2 && weights[i] * weights[j] > 0.0)
+    };
+    let mut scale = weights.iter().fold(0f32, |a, w| a.max(w.abs())) / 127.0;
+    for i in 0..weights.len() {
+        scale = scale.max(together(i).map(|j| weights[j].abs()).sum::<f32>() / 128.0);
+    }
+    let mut bytes: Vec<i32> = weights.iter().map(|w| (w / scale).round_ties_even() as i32).collect();
+    for i in 0..weights.len() {
+        while together(i).map(|j| bytes[j].abs()).sum::<i32>() > 128 {
+            let raised = |j: usize| bytes[j].abs() as f32 - (weights[j] / scale).abs();
+            let most = together(i).max_by(|&j, &k| raised(j).total_cmp(&raised(k))).unwrap();
+            bytes[most] -= bytes[most].signum();
+        }
+    }
+    (bytes, scale)
 }
 
 /// The product in int8 with sums in i32, as plain as it can be said; no activation.
-fn int8_product(a: Matrix<'_>, l: &model::Linear, old: Option<&[f32]>, adds_pairs: bool) -> Vec<f32> {
+fn int8_product(a: Matrix<'_>, l: &model::Linear, old: Option<&[f32]>, short_run: usize) -> Vec<f32> {
     let (n, k) = (l.weight.shape()[0], l.weight.shape()[1]);
     let columns: Vec<_> =
-        l.weight.to_f32().chunks_exact(k).map(|column| quantized_column(column, adds_pairs)).collect();
+        l.weight.to_f32().chunks_exact(k).map(|column| quantized_column(column, short_run)).collect();
     let bias = l.bias.as_ref().unwrap().to_f32();
     let mut out = Vec::new();
     for i in 0..a.rows {
@@ -424,13 +440,16 @@ fn int8_gemm_is_exact_and_the_same_on_all() {
         let (a, old) = (Matrix::new(&a, m, k, k), random(m * n, 11));
         for (f, residual) in NARROW_EPILOGUES {
             let old = residual.then_some(&old[..]);
-            let plain = [false, true].map(|adds_pairs| int8_product(a, &l, old, adds_pairs));
+            let mut plain = BTreeMap::new();
             each_narrow(Narrow::Int8, |isa, kernels| {
                 let name = kernels.name;
                 let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
                 let one = run_narrow(Narrow::Int8, Team::One, a, &packed, f, old, n);
                 let all = run_narrow(Narrow::Int8, Team::All(&threads), a, &packed, f, old, n);
-                let mut want = plain[usize::from(kernels.adds_pairs)].clone();
+                let plain = plain
+                    .entry(kernels.short_run)
+                    .or_insert_with(|| int8_product(a, &l, old, kernels.short_run));
+                let mut want = plain.clone();
                 if let Some(f) = f {
                     isa.kernels().unwrap().activate(f, &mut want);
                 }
@@ -443,8 +462,8 @@ fn int8_gemm_is_exact_and_the_same_on_all() {
 
 #[test]
 fn int8_gemm_at_the_greatest_sums() {
-    // bytes of 255 and of 0 against weights of ±127, neighbours alike: what would saturate pairs of products, where weights are
-    // not half as large for it, and their scale twice
+    // bytes of 255 and of 0 against weights of ±127, all alike: what would saturate sums of sixteen bits, where weights are not as
+    // small as they have to be, and their scale as large
     let k = 4096;
     let weight: Vec<f32> = (0..2 * k).map(|i| if i < k { 1.0 } else { -1.0 }).collect();
     let bias = Some(Tensor::from_f32("bias", &[2], &[0.0; 2]));
@@ -454,21 +473,13 @@ fn int8_gemm_at_the_greatest_sums() {
     each_narrow(Narrow::Int8, |_, kernels| {
         let packed = NarrowLinear::pack(&[(&l, 1.0)], kernels, Team::One);
         let c = run_narrow(Narrow::Int8, Team::One, a, &packed, None, None, 2);
-        let (weight, scale) = if kernels.adds_pairs { (64, 2.0 / 127.0) } else { (127, 1.0 / 127.0) };
+        let (weight, scale) = match kernels.short_run {
+            0 => (127, 1.0 / 127.0),
+            run => (64 / run, run as f32 / 64.0),
+        };
         let most = (255 * weight * k) as f32 * scale;
         assert_eq!(c, [most, -most, -most, most], "{}", kernels.name);
     });
-}
-
-/// Of weights that are as near to the limit as rounding leaves them, whichever two are neighbours.
-#[test]
-fn int8_pairs_of_any_weights_fit_sixteen_bits() {
-    for seed in 0..200 {
-        let weights: Vec<f32> = random(384, seed).iter().map(|w| w.abs().powf(0.1 * seed as f32)).collect();
-        let (bytes, _) = quantized_column(&weights, true);
-        let most = bytes.chunks(2).map(|pair| 255 * pair.iter().sum::<i32>()).max().unwrap();
-        assert!((255 * 120..=i32::from(i16::MAX)).contains(&most), "{seed}: {most}");
-    }
 }
 
 #[test]

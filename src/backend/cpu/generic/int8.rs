@@ -67,6 +67,10 @@ pub(in super::super) trait Dot: Copy {
     type V: Int8Vector;
     /// A vector of sums, or of four bytes of a row or of each column in each lane.
     type I: Copy;
+    /// Groups of four of k that are multiplied at a time; a divisor of [`GROUPS`].
+    const RUN: usize;
+    /// Whether there are too few registers for the columns of a run, so that each row reads them again.
+    const READS_COLUMNS_AGAIN: bool;
 
     fn vector(self) -> Self::V;
     fn zero(self) -> Self::I;
@@ -79,26 +83,29 @@ pub(in super::super) trait Dot: Copy {
     /// 4 · `LANES` readable bytes at `p`.
     unsafe fn columns(self, p: *const u8) -> Self::I;
 
-    /// sums + Σ row · column over the four, a row's bytes unsigned and a column's signed; exact.
-    fn dot(self, sums: Self::I, row: Self::I, columns: Self::I) -> Self::I;
+    /// sums + Σ row · column over `RUN` groups, a row's bytes unsigned and a column's signed; exact.
+    fn dot(self, sums: Self::I, row: &[Self::I], columns: &[Self::I]) -> Self::I;
 
     /// Over the first `LANES` of `out`.
     fn store(self, sums: Self::I, out: &mut [i32]);
 }
 
-/// Vectors of columns that a tile of sums is wide.
-const NV: usize = 2;
 /// Rows of a tile of weights: groups of four of k.
 const GROUPS: usize = TILE_BYTES / STEP_BYTES;
+/// The most that are multiplied at a time.
+const MOST_RUN: usize = 4;
 
-/// See [`NarrowKernels`](super::super::gemm::NarrowKernels): `MR` rows by two vectors of columns at a time, over all of k.
+/// See [`NarrowKernels`](super::super::gemm::NarrowKernels): `MR` rows by `NV` vectors of columns at a time, over all of k.
 ///
-/// Bound by the ports that multiply: MR · 2 products of four bytes a column for MR + 2 loads.
+/// Bound by the ports that multiply, and by how many instructions begin in a cycle.
 ///
 /// # Safety
 /// The product's contract, over bytes.
 #[inline(always)]
-pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize>(d: D, p: &NarrowProduct<'_>) {
+pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize, const NV: usize>(
+    d: D,
+    p: &NarrowProduct<'_>,
+) {
     let v = d.vector();
     let lanes = D::V::LANES;
     for panel in 0..p.panels {
@@ -109,11 +116,10 @@ pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize>(d: D, p: &Na
             let first = done.min(p.rows.saturating_sub(MR));
             let mut sums = [[0; PANEL]; MR];
             for part in (0..PANEL).step_by(NV * lanes) {
-                let at = [part, part + lanes].map(|c| c / 16 * TILE_BYTES + c % 16 * 4);
                 let a = p.a.wrapping_add(first * p.a_stride);
+                let b = b.wrapping_add(column_offset(part));
                 // SAFETY: MR rows, or as many as a block has, which are there; the panel's tiles
-                let tile =
-                    unsafe { dot_tile::<D, MR>(d, a, p.a_stride, at.map(|at| b.wrapping_add(at)), p.steps) };
+                let tile = unsafe { dot_tile::<D, MR, NV>(d, a, p.a_stride, b, p.steps) };
                 for (row, tile) in sums.iter_mut().zip(tile) {
                     for (j, sum) in tile.into_iter().enumerate() {
                         d.store(sum, &mut row[part + j * lanes..]);
@@ -128,56 +134,91 @@ pub(in super::super) unsafe fn dot_product<D: Dot, const MR: usize>(d: D, p: &Na
     }
 }
 
-/// Sums of `MR` rows of `a` and two vectors of columns.
+/// Where the bytes of a column lie in a line of a panel's two tiles.
+const fn column_offset(column: usize) -> usize {
+    column / 16 * TILE_BYTES + column % 16 * 4
+}
+
+/// Sums of `MR` rows of `a` and `NV` vectors of columns.
 ///
 /// # Safety
-/// `steps` steps of MR rows, `a_stride` bytes apart, and of the panel's two tiles, in which both of `b` point to the
-/// columns.
+/// `steps` steps of MR rows, `a_stride` bytes apart, and of the panel's two tiles, in which `b` points to the first of the
+/// columns, at a multiple of `NV` vectors.
 #[inline(always)]
 #[allow(clippy::multiple_unsafe_ops_per_block, reason = "loads of one step share their bounds")]
-unsafe fn dot_tile<D: Dot, const MR: usize>(
+unsafe fn dot_tile<D: Dot, const MR: usize, const NV: usize>(
     d: D,
-    a: *const u8,
+    mut a: *const u8,
     a_stride: usize,
-    b: [*const u8; NV],
+    mut b: *const u8,
     steps: usize,
 ) -> [[D::I; NV]; MR] {
+    const { assert!(D::RUN <= MOST_RUN && GROUPS.is_multiple_of(D::RUN), "whole runs of groups") };
+    const { assert!((NV * D::V::LANES).is_multiple_of(16), "columns from the first of a tile on") };
     let mut acc = [[d.zero(); NV]; MR];
-    for group in 0..steps * GROUPS {
-        let (step, line) = (group / GROUPS, group % GROUPS);
-        let (at, weights) = (group * 4, step * 2 * TILE_BYTES + line * STEP_BYTES);
-        // SAFETY: by the contract
-        unsafe {
-            let w = [d.columns(b[0].add(weights)), d.columns(b[1].add(weights))];
-            each_row!(I, {
-                let x = d.row(a.add(I * a_stride + at));
-                for j in 0..NV {
-                    acc[I][j] = d.dot(acc[I][j], x, w[j]);
+
+    macro_rules! columns {
+        ($j:expr) => {{
+            let mut w = [d.zero(); MOST_RUN];
+            for u in 0..D::RUN {
+                w[u] = d.columns(b.add(column_offset($j * D::V::LANES) + u * STEP_BYTES));
+            }
+            w
+        }};
+    }
+    for _ in 0..steps {
+        for _ in 0..GROUPS / D::RUN {
+            // SAFETY: by the contract
+            unsafe {
+                let mut w = [[d.zero(); MOST_RUN]; NV];
+                if !D::READS_COLUMNS_AGAIN {
+                    for j in 0..NV {
+                        w[j] = columns!(j);
+                    }
                 }
-            });
+                each_row!(I, {
+                    let mut x = [d.zero(); MOST_RUN];
+                    for u in 0..D::RUN {
+                        x[u] = d.row(a.add(I * a_stride + 4 * u));
+                    }
+                    if D::READS_COLUMNS_AGAIN {
+                        // opaque, because otherwise the compiler reads them once and keeps them on the stack
+                        b = d.vector().opaque(b.cast()).cast();
+                    }
+                    for j in 0..NV {
+                        let w = if D::READS_COLUMNS_AGAIN { columns!(j) } else { w[j] };
+                        acc[I][j] = d.dot(acc[I][j], &x[..D::RUN], &w[..D::RUN]);
+                    }
+                });
+            }
+            a = a.wrapping_add(4 * D::RUN);
+            b = b.wrapping_add(STEP_BYTES * D::RUN);
         }
+        b = b.wrapping_add(TILE_BYTES); // the other tile
     }
     acc
 }
 
-/// See [`NarrowKernels`](super::super::gemm::NarrowKernels): a product of four bytes a column in each of the chains.
+/// See [`NarrowKernels`](super::super::gemm::NarrowKernels): products of a run of groups in each of the chains.
 #[inline(always)]
 pub(in super::super) fn dot_peak<D: Dot>(d: D, steps: usize) -> f32 {
     let bytes = std::hint::black_box([3u8; 4 * MAX_LANES]);
     let mut acc = [d.zero(); PEAK_CHAINS];
     let read = || std::hint::black_box(bytes.as_ptr());
-    // SAFETY: as many bytes as the most lanes have
-    let mut columns = [unsafe { d.columns(read()) }; PEAK_CHAINS];
+    let mut columns = [d.zero(); PEAK_CHAINS + MOST_RUN];
     for columns in &mut columns {
-        // SAFETY: as above
+        // SAFETY: as many bytes as the most lanes have
         *columns = unsafe { d.columns(read()) };
     }
     for _ in 0..steps {
-        // each time another, as far as the compiler knows: else it would multiply once
-        // SAFETY: four bytes
-        let row = unsafe { d.row(read()) };
-        for (a, columns) in acc.iter_mut().zip(columns) {
-            *a = d.dot(*a, row, columns);
+        // each time others, as far as the compiler knows: else it would multiply once
+        let (mut row, from) = ([d.zero(); MOST_RUN], read());
+        for (u, row) in row[..D::RUN].iter_mut().enumerate() {
+            // SAFETY: four bytes of as many as the most lanes have
+            *row = unsafe { d.row(from.wrapping_add(4 * u)) };
+        }
+        for (i, a) in acc.iter_mut().enumerate() {
+            *a = d.dot(*a, &row[..D::RUN], &columns[i..i + D::RUN]);
         }
     }
     let mut total = 0i32;

@@ -25,7 +25,7 @@ const STEP_LINES: usize = 2 * TILE_BYTES / 64;
 static BF16: NarrowKernels = NarrowKernels {
     name: "amx-bf16",
     numbers: Narrow::Bf16,
-    adds_pairs: false,
+    short_run: 0,
     product: product::<false>,
     narrow,
     peak: peak::<false>,
@@ -34,7 +34,7 @@ static BF16: NarrowKernels = NarrowKernels {
 static INT8: NarrowKernels = NarrowKernels {
     name: "amx-int8",
     numbers: Narrow::Int8,
-    adds_pairs: false,
+    short_run: 0,
     product: product::<true>,
     narrow: quantize,
     peak: peak::<true>,
