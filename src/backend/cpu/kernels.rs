@@ -184,7 +184,9 @@ impl Kernels {
                 (block.wrapping_sub(usize::from(cold)), parts.min(blocks - usize::from(cold)));
             if w.in_cache {
                 (Fetch::Nothing, 0, 1)
-            } else if blocks == 1 || cold && block == 0 {
+            } else if blocks == 1 && panel + 1 < panels.end {
+                (Fetch::All, 0, 1)
+            } else if cold && block == 0 {
                 (Fetch::Own, 0, 1)
             } else if panel + 1 == panels.end || nth >= fetchers {
                 (Fetch::Nothing, 0, 1)
@@ -443,6 +445,13 @@ macro_rules! instantiate {
             $crate::backend::cpu::generic::Fetch::Nothing as usize
         };
 
+        /// What a lone block of rows fetches (where processors fetch again, the other was not measured).
+        const LONE: usize = if <$token as Vector>::FETCHES_AGAIN {
+            $crate::backend::cpu::generic::Fetch::Own as usize
+        } else {
+            $crate::backend::cpu::generic::Fetch::All as usize
+        };
+
         /// The kernels of this instruction set.
         pub(in $crate::backend::cpu) static KERNELS: Kernels = Kernels {
             name: $name,
@@ -476,6 +485,7 @@ macro_rules! gemm_tiles {
                     compiled::gemm_tile::<$storage, $mr, 1, { REPEATED }>,
                     compiled::gemm_tile::<$storage, $mr, 1, { Fetch::Later as usize }>,
                     compiled::gemm_tile::<$storage, $mr, 1, { Fetch::Own as usize }>,
+                    compiled::gemm_tile::<$storage, $mr, 1, { LONE }>,
                 ]),*
             ],
             several: &[$(($panels, compiled::gemm_tile::<$storage, $rows, $panels, { Fetch::Nothing as usize }>)),*],
