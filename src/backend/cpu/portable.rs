@@ -105,13 +105,6 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn round(self, a: Self::F) -> Self::F {
-        // 1.5 · 2²³ leaves no fraction bits; the addition rounds
-        const SHIFT: f32 = 12_582_912.0;
-        a.map(|v| (v + SHIFT) - SHIFT)
-    }
-
-    #[inline(always)]
     fn scale2(self, a: Self::F, n: Self::F) -> Self::F {
         // two factors: 2¹²⁸ is no f32
         zip(a, n, |a, n| {
@@ -122,8 +115,8 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn scale2_down(self, a: Self::F, n: Self::F) -> Self::F {
-        zip(a, n, |a, n| a * pow2(n as i32))
+    fn power_of_2(self, shifted: Self::F) -> Self::F {
+        shifted.map(|shifted| f32::from_bits(shifted.to_bits() << 23))
     }
 
     #[inline(always)]

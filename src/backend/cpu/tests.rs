@@ -811,7 +811,7 @@ fn softmax_matches_reference() {
     });
 }
 
-/// Of all numbers that are not above 0, softmax takes the exponentials that `exp` gives.
+/// Of all numbers that are not above 0, softmax takes the exponentials that `exp` gives, but for what `exp_to_1` says of the least.
 #[test]
 fn softmax_has_the_bits_of_exp() {
     let edges = [0.0, -0.0, f32::NEG_INFINITY, f32::MIN, -87.336_54, -87.336_55, -88.0];
@@ -823,7 +823,13 @@ fn softmax_has_the_bits_of_exp() {
         y.resize(x.len().next_multiple_of(kernels.nr), 0.0);
         kernels.softmax(&mut y, x.len());
         for ((x, y), want) in x.iter().zip(&y).zip(&want) {
-            assert_eq!(y.to_bits(), want.to_bits(), "{isa} {x}: {y}, {want}");
+            if *want == 0.0 && *x > -88.0 {
+                assert!((0.0..=f32::MIN_POSITIVE).contains(y), "{isa} {x}: {y}");
+            } else {
+                let apart = y.to_bits().abs_diff(want.to_bits());
+                let bound = u32::from(isa == Isa::Portable && *want < 1e-30);
+                assert!(apart <= bound, "{isa} {x}: {y}, {want}");
+            }
         }
     });
 }

@@ -49,12 +49,10 @@ pub(super) trait Vector: Copy {
     /// `a < b ? a : b`, so `b` if either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even; |a| below 2²².
-    fn round(self, a: Self::F) -> Self::F;
     /// a · 2ⁿ for integer-valued n from −126 to 128 and a in [0.5, 2).
     fn scale2(self, a: Self::F, n: Self::F) -> Self::F;
-    /// As `scale2`, for n up to 0.
-    fn scale2_down(self, a: Self::F, n: Self::F) -> Self::F;
+    /// 2ⁿ, where the lowest nine bits of each lane's bit pattern are n + 127, which is from 0 to 254; 0 where it is 0.
+    fn power_of_2(self, shifted: Self::F) -> Self::F;
     /// `a < b ? x : y`.
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// `table[i]`, where i is the lowest four bits of each lane's bit pattern.

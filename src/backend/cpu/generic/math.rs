@@ -14,35 +14,43 @@ const EXP_HIGH: f32 = 88.722_84;
 /// (eʳ − 1 − r) / r² on |r| ≤ ln 2 / 2, lowest degree first.
 const EXP: [f32; 5] = [4.999_999_4e-1, 1.666_652e-1, 4.166_84e-2, 8.368_851e-3, 1.381_432e-3];
 
+/// 1.5 · 2²³, which leaves no fraction bits, and an exponent's bias: the lowest bits of n + this are 2ⁿ's exponent.
+const EXP_SHIFT: f32 = 12_582_912.0 + 127.0;
+
 /// eˣ: x = n · ln 2 + r with n an integer and |r| ≤ ln 2 / 2, then 2ⁿ · (1 + r + r² · P(r)).
 /// Results below the least normal f32 are 0; NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp<V: Vector>(v: V, x: V::F) -> V::F {
     // the constant comes first: `max` and `min` return their second argument for NaN
     let c = v.min(v.splat(EXP_HIGH), v.max(v.splat(EXP_LOW), x));
-    let (fraction, n) = exp_parts(v, c);
-    let y = v.select_lt(x, v.splat(EXP_LOW), v.splat(0.0), v.scale2(fraction, n));
+    let (fraction, shifted) = exp_parts(v, c);
+    let y = v.scale2(v.add(fraction, v.splat(1.0)), v.sub(shifted, v.splat(EXP_SHIFT)));
+    let y = v.select_lt(x, v.splat(EXP_LOW), v.splat(0.0), y);
     v.select_lt(v.splat(EXP_HIGH), x, v.splat(f32::INFINITY), y)
 }
 
-/// The bits of `exp` where x is not above 0, for two thirds of its instructions; some number or other elsewhere.
+/// The bits of `exp` where x is not above 0, for less than two thirds of its instructions; some number or other elsewhere. Where
+/// `exp` is 0, this is not above the least normal f32, and 0 from −88 on; without fused multiply-adds the last bit of results
+/// under 1e-30 may differ.
 #[inline(always)]
 pub(super) fn exp_to_1<V: Vector>(v: V, x: V::F) -> V::F {
-    let (fraction, n) = exp_parts(v, v.max(v.splat(EXP_LOW), x));
-    v.select_lt(x, v.splat(EXP_LOW), v.splat(0.0), v.scale2_down(fraction, n))
+    let (fraction, shifted) = exp_parts(v, v.max(v.splat(-88.0), x));
+    let power = v.power_of_2(shifted); // 0 for n = −127
+    v.mul_add(fraction, power, power)
 }
 
-/// y and n with eᶜ = y · 2ⁿ.
+/// y and n + `EXP_SHIFT` with eᶜ = (1 + y) · 2ⁿ.
 #[inline(always)]
 fn exp_parts<V: Vector>(v: V, c: V::F) -> (V::F, V::F) {
-    let n = v.round(v.mul(c, v.splat(LOG2_E)));
+    let shifted = v.mul_add(c, v.splat(LOG2_E), v.splat(EXP_SHIFT));
+    let n = v.sub(shifted, v.splat(EXP_SHIFT));
     let r = v.neg_mul_add(n, v.splat(LN2_HIGH), c);
     let r = v.neg_mul_add(n, v.splat(LN2_LOW), r);
     let mut p = v.splat(EXP[4]);
     for i in [3, 2, 1, 0] {
         p = v.mul_add(p, r, v.splat(EXP[i]));
     }
-    (v.add(v.mul_add(v.mul(p, r), r, r), v.splat(1.0)), n)
+    (v.mul_add(v.mul(p, r), r, r), shifted)
 }
 
 /// Φ(−t) in sixteen segments, for t from 0 to 6: around each centre a polynomial of the distance from it, a row for each

@@ -49,8 +49,6 @@ impl Vector for Avx2 {
     op!(max(a: __m256, b: __m256) -> __m256, _mm256_max_ps(a, b));
     op!(min(a: __m256, b: __m256) -> __m256, _mm256_min_ps(a, b));
     op!(abs(a: __m256) -> __m256, _mm256_andnot_ps(_mm256_set1_ps(-0.0), a));
-    op!(round(a: __m256) -> __m256,
-        _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
     // two factors: 2¹²⁸ is no f32
     op!(scale2(a: __m256, n: __m256) -> __m256, {
         let n = _mm256_cvtps_epi32(n);
@@ -60,10 +58,8 @@ impl Vector for Avx2 {
         let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
         _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))
     });
-    op!(scale2_down(a: __m256, n: __m256) -> __m256, {
-        let power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-        _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(power)))
-    });
+    op!(power_of_2(shifted: __m256) -> __m256,
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted))));
     op!(select_lt(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256,
         _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)));
     op!(sum(a: __m256) -> f32, {

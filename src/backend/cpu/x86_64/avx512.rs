@@ -51,10 +51,9 @@ impl Vector for Avx512 {
     op!(max(a: __m512, b: __m512) -> __m512, _mm512_max_ps(a, b));
     op!(min(a: __m512, b: __m512) -> __m512, _mm512_min_ps(a, b));
     op!(abs(a: __m512) -> __m512, _mm512_abs_ps(a));
-    op!(round(a: __m512) -> __m512,
-        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
     op!(scale2(a: __m512, n: __m512) -> __m512, _mm512_scalef_ps(a, n));
-    op!(scale2_down(a: __m512, n: __m512) -> __m512, _mm512_scalef_ps(a, n));
+    op!(power_of_2(shifted: __m512) -> __m512,
+        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(shifted))));
     op!(select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512,
         _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x));
     op!(lookup(table: &[f32; 16], at: __m512) -> __m512,
