@@ -31,6 +31,10 @@ pub(super) enum Epilogue<'a> {
 /// With so many rows and more, panels in 16 bits are made f32 once, in front of their first block of rows, in place of in each.
 const ROWS_TO_WIDEN: usize = 48;
 
+/// Rows that an activation function goes over at a time: a call for each tile of six rows cost a third of its time more, and so many
+/// lines still leave a panel its place in the level 1 cache.
+const ROWS_TO_ACTIVATE: usize = 48;
+
 thread_local! {
     /// The memory of a [`WidePanel`] while there is none.
     static WIDE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -218,7 +222,7 @@ impl Kernels {
             let width = (count * nr).min(columns.end - column);
             let partial = width < count * nr;
             // blocks of even height: a last block of one row would wait for its own few chains
-            let mut row = rows.start;
+            let (mut row, mut activated) = (rows.start, rows.start);
             for block in 0..blocks {
                 let height = (rows.end - row).div_ceil(blocks - block);
                 let (fetched, first_part, next_parts) = fetch(panel, block);
@@ -254,13 +258,18 @@ impl Kernels {
                         }
                     }
                 }
+                row += height;
                 // A second pass over lines that are still in the level 1 cache: in registers, the accumulators would leave no
                 // room for the constants of the function. Nor is it part of the tiles: they would be twice the size.
-                if let Some(f) = activation {
-                    // SAFETY: the tile's part of `out`
-                    unsafe { (self.activate)(f, c, c_stride, height, width) };
+                if let Some(f) = activation
+                    && (row - activated >= ROWS_TO_ACTIVATE || block + 1 == blocks)
+                {
+                    // SAFETY: the part of `out` of the tiles since then
+                    unsafe {
+                        (self.activate)(f, out.at(activated, column), c_stride, row - activated, width)
+                    };
+                    activated = row;
                 }
-                row += height;
             }
             panel += count;
         }
