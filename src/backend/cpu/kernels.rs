@@ -31,7 +31,7 @@ pub(super) enum Epilogue<'a> {
 /// With so many rows and more, panels in 16 bits are made f32 once, in front of their first block of rows, in place of in each.
 const ROWS_TO_WIDEN: usize = 48;
 
-/// Rows that an activation function goes over at a time: a call for each tile of six rows cost a third of its time more, and so many
+/// Rows that an activation function goes over at a time: a call for each tile of six rows cost half of its time more, and so many
 /// lines still leave a panel its place in the level 1 cache.
 const ROWS_TO_ACTIVATE: usize = 48;
 
