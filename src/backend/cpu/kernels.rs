@@ -447,19 +447,14 @@ macro_rules! instantiate {
             }
         }
 
-        /// What the blocks of rows fetch that have nothing of a later panel to fetch.
-        const REPEATED: usize = if <$token as Vector>::FETCHES_AGAIN {
-            $crate::backend::cpu::generic::Fetch::Own as usize
-        } else {
-            $crate::backend::cpu::generic::Fetch::Nothing as usize
-        };
-
-        /// What a lone block of rows fetches (where processors fetch again, the other was not measured).
-        const LONE: usize = if <$token as Vector>::FETCHES_AGAIN {
-            $crate::backend::cpu::generic::Fetch::Own as usize
-        } else {
-            $crate::backend::cpu::generic::Fetch::All as usize
-        };
+        /// What a tile is compiled for that is asked to fetch so: its own panel, where every tile does that.
+        const fn or_own(fetch: $crate::backend::cpu::generic::Fetch) -> usize {
+            if <$token as Vector>::FETCHES_AGAIN {
+                $crate::backend::cpu::generic::Fetch::Own as usize
+            } else {
+                fetch as usize
+            }
+        }
 
         /// The kernels of this instruction set.
         pub(in $crate::backend::cpu) static KERNELS: Kernels = Kernels {
@@ -491,10 +486,10 @@ macro_rules! gemm_tiles {
             one: &[
                 $([compiled::gemm_tile::<$storage, $low, 1, { Fetch::Own as usize }>; Fetch::COUNT],)*
                 $([
-                    compiled::gemm_tile::<$storage, $mr, 1, { REPEATED }>,
+                    compiled::gemm_tile::<$storage, $mr, 1, { or_own(Fetch::Nothing) }>,
                     compiled::gemm_tile::<$storage, $mr, 1, { Fetch::Later as usize }>,
                     compiled::gemm_tile::<$storage, $mr, 1, { Fetch::Own as usize }>,
-                    compiled::gemm_tile::<$storage, $mr, 1, { LONE }>,
+                    compiled::gemm_tile::<$storage, $mr, 1, { or_own(Fetch::All) }>,
                 ]),*
             ],
             several: &[$(($panels, compiled::gemm_tile::<$storage, $rows, $panels, { Fetch::Nothing as usize }>)),*],

@@ -35,7 +35,7 @@ fn each_isa(mut f: impl FnMut(Isa, &'static Kernels)) {
 }
 
 /// Reproducible numbers in [−1, 1).
-fn random(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn random(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
     (0..n)
         .map(|_| {

@@ -367,25 +367,18 @@ pub(in super::super) fn narrow_gemm(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::tests::random;
     use super::*;
 
     /// Of weights of many shapes, whatever rounding does to them; and no byte is further from its weight than one.
     #[test]
     fn sums_of_any_weights_fit_sixteen_bits() {
-        let mut state = 1u64;
-        let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 24) as f32
-        };
         for round in 0..400 {
             let (k, power, one_sign) = ([384, 70, 16, 3][round % 4], 0.1 * (round / 4) as f32, round % 8 < 4);
             let magnitude = [1.0, 1e-30, 1e38][round / 8 % 3];
-            let weights: Vec<f32> = (0..k)
-                .map(|_| {
-                    let sign = if one_sign || uniform() < 0.5 { 1.0 } else { -1.0 };
-                    sign * uniform().powf(power) * magnitude
-                })
-                .collect();
+            let sign = |w: f32| if one_sign { 1.0 } else { w.signum() };
+            let shape = |&w: &f32| sign(w) * w.abs().powf(power) * magnitude;
+            let weights: Vec<f32> = random(k, round as u32).iter().map(shape).collect();
             for short_run in [0, 1, 2, 4] {
                 let mut bytes = vec![0; k];
                 let scale = quantize_column(&weights, short_run, &mut bytes);

@@ -34,7 +34,7 @@ pub(in super::super) enum Fetch {
     Later,
     /// Those of its own panel, where no call before could.
     Own,
-    /// All of the next panel, where one block of rows is all there is.
+    /// All of the next panel, where one block of rows is all there is. (Not measured where each tile fetches its own again.)
     All,
 }
 

@@ -67,10 +67,9 @@ pub(in super::super) trait Dot: Copy {
     type V: Int8Vector;
     /// A vector of sums, or of four bytes of a row or of each column in each lane.
     type I: Copy;
-    /// Groups of four of k that are multiplied at a time; a divisor of [`GROUPS`].
+    /// Groups of four of k that are multiplied at a time; a divisor of [`GROUPS`]. There are too few registers for the columns of
+    /// several, so each row reads them again.
     const RUN: usize;
-    /// Whether there are too few registers for the columns of a run, so that each row reads them again.
-    const READS_COLUMNS_AGAIN: bool;
 
     fn vector(self) -> Self::V;
     fn zero(self) -> Self::I;
@@ -156,6 +155,7 @@ unsafe fn dot_tile<D: Dot, const MR: usize, const NV: usize>(
     const { assert!(D::RUN <= MOST_RUN && GROUPS.is_multiple_of(D::RUN), "whole runs of groups") };
     const { assert!((NV * D::V::LANES).is_multiple_of(16), "columns from the first of a tile on") };
     let mut acc = [[d.zero(); NV]; MR];
+    let again = D::RUN > 1;
 
     macro_rules! columns {
         ($j:expr) => {{
@@ -171,7 +171,7 @@ unsafe fn dot_tile<D: Dot, const MR: usize, const NV: usize>(
             // SAFETY: by the contract
             unsafe {
                 let mut w = [[d.zero(); MOST_RUN]; NV];
-                if !D::READS_COLUMNS_AGAIN {
+                if !again {
                     for j in 0..NV {
                         w[j] = columns!(j);
                     }
@@ -181,12 +181,12 @@ unsafe fn dot_tile<D: Dot, const MR: usize, const NV: usize>(
                     for u in 0..D::RUN {
                         x[u] = d.row(a.add(I * a_stride + 4 * u));
                     }
-                    if D::READS_COLUMNS_AGAIN {
+                    if again {
                         // opaque, because otherwise the compiler reads them once and keeps them on the stack
                         b = d.vector().opaque(b.cast()).cast();
                     }
                     for j in 0..NV {
-                        let w = if D::READS_COLUMNS_AGAIN { columns!(j) } else { w[j] };
+                        let w = if again { columns!(j) } else { w[j] };
                         acc[I][j] = d.dot(acc[I][j], &x[..D::RUN], &w[..D::RUN]);
                     }
                 });

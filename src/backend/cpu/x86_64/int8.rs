@@ -42,7 +42,7 @@ impl Int8Vector for Avx2 {
 macro_rules! dot {
     (
         $token:ident($vector:ident), $table:ident, $name:literal, $features:literal, tile $mr:literal x $nv:literal, run $run:literal,
-        again $again:literal, short $short_run:literal, $vectors:ty,
+        $vectors:ty,
         zero $zero:expr, row |$row:ident| $read_row:expr, columns |$columns:ident| $read_columns:expr,
         dot |$acc:ident, $x:ident, $w:ident| $dot:expr, store |$sum:ident, $out:ident| $store:expr
     ) => {
@@ -54,7 +54,6 @@ macro_rules! dot {
             type V = $vector;
             type I = $vectors;
             const RUN: usize = $run;
-            const READS_COLUMNS_AGAIN: bool = $again;
 
             #[inline(always)]
             fn vector(self) -> $vector {
@@ -102,7 +101,8 @@ macro_rules! dot {
             NarrowKernels {
                 name: $name,
                 numbers: Narrow::Int8,
-                short_run: $short_run,
+                // several at a time only where their sums are of sixteen bits
+                short_run: if $run > 1 { $run } else { 0 },
                 product,
                 narrow,
                 peak,
@@ -115,7 +115,7 @@ macro_rules! dot {
 // 12 × 2 vectors of 32 registers, two of columns and one of a row
 dot!(
     Vnni512(Avx512), VNNI_512, "avx512-vnni", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
-    tile 12 x 2, run 1, again false, short 0, __m512i,
+    tile 12 x 2, run 1, __m512i,
     zero _mm512_setzero_si512(),
     row |p| _mm512_set1_epi32(p.cast::<i32>().read_unaligned()),
     columns |p| _mm512_loadu_si512(p.cast()),
@@ -125,7 +125,7 @@ dot!(
 
 // 6 × 2 of sixteen registers
 dot!(
-    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,f16c,avxvnni", tile 6 x 2, run 1, again false, short 0, __m256i,
+    Vnni256(Avx2), VNNI_256, "avx-vnni", "avx2,fma,f16c,avxvnni", tile 6 x 2, run 1, __m256i,
     zero _mm256_setzero_si256(),
     row |p| _mm256_set1_epi32(p.cast::<i32>().read_unaligned()),
     columns |p| _mm256_loadu_si256(p.cast()),
@@ -136,7 +136,7 @@ dot!(
 // 2 × 4: a run of a row stays in four registers, and multiplications read the columns from memory themselves, so that fewer
 // instructions begin (8 × 1 with columns in registers took 1.11 times as long)
 dot!(
-    Pairs256(Avx2), PAIRS_256, "avx2-maddubs", "avx2,fma,f16c", tile 2 x 4, run 4, again true, short 4, __m256i,
+    Pairs256(Avx2), PAIRS_256, "avx2-maddubs", "avx2,fma,f16c", tile 2 x 4, run 4, __m256i,
     zero _mm256_setzero_si256(),
     row |p| _mm256_set1_epi32(p.cast::<i32>().read_unaligned()),
     columns |p| _mm256_loadu_si256(p.cast()),
